@@ -1,0 +1,171 @@
+//! The configuration: raw TOML to a validated, immutable [`Config`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that an operator may set. Every key has a default; an unknown key is an error.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: Server,
+    pub runtime: Runtime,
+    pub cgroup: Cgroup,
+    pub network: Network,
+    pub image: Image,
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// The unix socket of the CRI.
+    pub listen: PathBuf,
+    /// Images and records: survives a reboot.
+    pub root: PathBuf,
+    /// Bundles, pinned namespaces, sockets: a tmpfs.
+    pub state: PathBuf,
+    /// Largest request taken, in bytes (16 MiB at least).
+    pub max_request_size: u32,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Handler of pods that name none; empty: the first of crun, runc, youki found in PATH.
+    pub default: String,
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// `[runtime.handlers.<name>]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Handler {
+    /// The runtime's binary, a path or a name looked up in PATH.
+    pub path: PathBuf,
+    #[serde(rename = "type")]
+    pub kind: HandlerKind,
+    /// Annotations (exact keys, or a prefix ending in `*`) that pods of this handler may hand to the runtime.
+    pub allowed_annotations: Vec<String>,
+    /// Privileged containers do not get the host's devices.
+    pub privileged_without_host_devices: bool,
+}
+
+/// How a handler's runtime is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandlerKind {
+    #[default]
+    Oci,
+    Shim,
+}
+
+/// `[cgroup]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    pub driver: CgroupDriver,
+    /// Parent of pods that name none, and of the keeper's own cgroup; empty: `/cricket`, or `cricket.slice` with systemd.
+    pub parent: String,
+}
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd where systemd is pid 1, else cgroupfs.
+    #[default]
+    Auto,
+    Systemd,
+    Cgroupfs,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    pub conf_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+    /// libcni's result cache: results are under `results/` in it.
+    pub cache_dir: PathBuf,
+    /// Clock of one plugin call, in seconds.
+    pub plugin_timeout: u32,
+}
+
+/// `[image]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Image {
+    pub registries_conf: PathBuf,
+    pub registries_conf_dir: PathBuf,
+    pub certs_d: Vec<PathBuf>,
+    pub max_concurrent_downloads: u32,
+    /// A download that moved no byte for this long is given up, in seconds.
+    pub pull_progress_timeout: u32,
+    /// Images (names, or globs with `*`) that the kubelet must not collect.
+    pub pinned: Vec<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// error, warn, info, debug, trace, or a filter in tracing's form.
+    pub level: String,
+    pub format: LogFormat,
+    /// Container log lines longer than this are split into partial lines, in bytes.
+    pub max_line_size: u32,
+}
+
+/// The shape of the daemon's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "/run/cricket/cricket.sock".into(),
+            root: "/var/lib/cricket".into(),
+            state: "/run/cricket".into(),
+            max_request_size: 16 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: "/var/lib/cni".into(),
+            plugin_timeout: 60,
+        }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            registries_conf: "/etc/containers/registries.conf".into(),
+            registries_conf_dir: "/etc/containers/registries.conf.d".into(),
+            certs_d: vec!["/etc/containers/certs.d".into(), "/etc/containerd/certs.d".into()],
+            max_concurrent_downloads: 6,
+            pull_progress_timeout: 60,
+            pinned: Vec::new(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text, max_line_size: 16 * 1024 }
+    }
+}

@@ -1,0 +1,1 @@
+//! Containers: one driver task owns each.

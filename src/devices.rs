@@ -1,0 +1,1 @@
+//! Device nodes for containers.

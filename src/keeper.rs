@@ -1,0 +1,1 @@
+//! The keeper: one small process per node that parents, reaps and holds.

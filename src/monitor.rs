@@ -1,0 +1,1 @@
+//! One task per container: exit, stdio to the CRI log, OOM watch.

@@ -1,0 +1,1 @@
+//! Pod networks: namespaces, CNI, host ports.

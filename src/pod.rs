@@ -1,0 +1,1 @@
+//! Pod sandboxes: one driver task owns each.

@@ -1,0 +1,1 @@
+//! OCI runtimes behind handlers.

@@ -1,0 +1,1 @@
+//! CRI config + image config + host facts to an OCI spec: pure.

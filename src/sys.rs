@@ -1,0 +1,5 @@
+//! Raw Linux: every `unsafe` block, and every system call that needs care, lives here. Functions take and return owned or
+//! borrowed descriptors, and their errors name the call and the path.
+#![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
+
+pub mod exec;

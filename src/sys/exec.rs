@@ -1,0 +1,122 @@
+//! Running a helper program (an OCI runtime, a CNI plugin) with a clock, a cap on its output and nothing inherited.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// What to run. The child gets exactly `env`, the working directory `/`, descriptors 0 to 2, and a process group of its own.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    pub env: Vec<(OsString, OsString)>,
+    /// Written to the child's standard input, which is then closed.
+    pub stdin: Vec<u8>,
+    /// After this long the child's whole process group is killed.
+    pub timeout: Duration,
+    /// Bytes kept of each of stdout and stderr; the rest is read and dropped.
+    pub output_cap: usize,
+}
+
+/// How it ended and what it printed.
+#[derive(Debug)]
+pub struct Output {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+/// Why no exit status was had.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("{}: cannot be started", program.display())]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("{}: killed after {} ms without an answer{}", program.display(), after.as_millis(), tail(stderr))]
+    TimedOut { program: PathBuf, after: Duration, stderr: Vec<u8> },
+    #[error("{}: its exit status could not be read", program.display())]
+    Wait { program: PathBuf, source: io::Error },
+}
+
+fn tail(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let text = text.trim();
+    if text.is_empty() { String::new() } else { format!("; stderr: {text}") }
+}
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// [`ExecError::Spawn`] when it cannot be started, [`ExecError::TimedOut`] when its clock ran out (its process group is
+/// then dead), [`ExecError::Wait`] when the kernel refuses its status. A non-zero exit is not an error here.
+pub async fn run(exec: Exec) -> Result<Output, ExecError> {
+    let program = exec.program.clone();
+    let mut command = std::process::Command::new(&exec.program);
+    command
+        .args(&exec.args)
+        .env_clear()
+        .envs(exec.env.iter().map(|(k, v)| (k, v)))
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
+    let mut child = command.spawn().map_err(|source| ExecError::Spawn { program: program.clone(), source })?;
+    let group = child.id();
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let input = exec.stdin;
+    let feed = async move {
+        if let Some(pipe) = stdin.as_mut() {
+            // A program that does not read its input is free to do so.
+            let _ = pipe.write_all(&input).await;
+        }
+        drop(stdin);
+    };
+    let mut out = Vec::new();
+    let mut err = Vec::new();
+    let finished = tokio::time::timeout(exec.timeout, async {
+        let ((), (), (), status) = tokio::join!(
+            feed,
+            read_capped(stdout, &mut out, exec.output_cap),
+            read_capped(stderr, &mut err, exec.output_cap),
+            child.wait()
+        );
+        status
+    })
+    .await;
+    match finished {
+        Ok(Ok(status)) => Ok(Output { status, stdout: out, stderr: err }),
+        Ok(Err(source)) => Err(ExecError::Wait { program, source }),
+        Err(_) => {
+            kill_group(group);
+            let _ = child.wait().await;
+            Err(ExecError::TimedOut { program, after: exec.timeout, stderr: err })
+        }
+    }
+}
+
+fn kill_group(group: Option<u32>) {
+    let pid = group.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // The group may be gone already, which is what we want.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
+}
+
+async fn read_capped<R: tokio::io::AsyncRead + Unpin>(pipe: Option<R>, into: &mut Vec<u8>, cap: usize) {
+    let Some(mut pipe) = pipe else { return };
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(n) = pipe.read(&mut chunk).await {
+        if n == 0 {
+            return;
+        }
+        let room = cap.saturating_sub(into.len());
+        into.extend_from_slice(&chunk[..n.min(room)]);
+    }
+}

@@ -1,0 +1,1 @@
+//! Logs with an operation id; sd_notify.
