@@ -6,11 +6,11 @@
 //! main, cli
 //!   daemon                                       composition root
 //!     rpc                                        the gRPC edge
-//!       pod  container  image  events            drivers: one task owns each sandbox and container
+//!       pod  container  image                    drivers: one task owns each sandbox and container
 //!         admission  spec                        pure policy: no I/O, no async
 //!         runtime  monitor  network  storage  stats  devices  security
 //!           state  config  keeper
-//!             sys  task  telemetry  metrics      only sys may contain unsafe code
+//!             sys  task  telemetry               only sys may contain unsafe code
 //! ```
 
 pub mod admission;
@@ -19,10 +19,8 @@ pub mod config;
 pub mod container;
 pub mod daemon;
 pub mod devices;
-pub mod events;
 pub mod image;
 pub mod keeper;
-pub mod metrics;
 pub mod monitor;
 pub mod network;
 pub mod pod;

@@ -1,5 +1,7 @@
 //! Spawning: every task has a name, carries the caller's span and is counted.
 
+pub mod flight;
+
 use std::future::Future;
 
 use tokio::task::JoinHandle;

@@ -1,4 +1,4 @@
-//! Regenerates `src/gen/runtime.v1.rs` from `api.proto` and fails when the checked-in file differs.
+//! Regenerates `src/gen/*.rs` from `api.proto` and `node.proto` and fails when a checked-in file differs.
 //!
 //! `UPDATE_PROTO=1 cargo test -p cri-proto` writes the new file instead of comparing it. Generated code is checked in so
 //! that nobody needs a protobuf compiler to build cricket, and so that a change of the contract shows in a review.
@@ -33,7 +33,7 @@ fn reachable(file: &protox::prost_reflect::DescriptorPool) -> BTreeSet<String> {
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut compiler = protox::Compiler::new([root]).expect("the include path is readable");
-    compiler.include_source_info(true).open_file("api.proto").expect("api.proto compiles");
+    compiler.include_source_info(true).open_files(["api.proto", "node.proto"]).expect("the protos compile");
     let pool = compiler.descriptor_pool();
     let mut config = tonic_prost_build::configure()
         .build_client(true)
@@ -50,15 +50,17 @@ fn generate(out: &Path) {
 
 #[test]
 fn generated_code_is_what_api_proto_says() {
-    let checked_in: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen/runtime.v1.rs");
     let out = std::env::temp_dir().join(format!("cri-proto-{}", std::process::id()));
     std::fs::create_dir_all(&out).expect("the temporary folder can be made");
     generate(&out);
-    let fresh = std::fs::read_to_string(out.join("runtime.v1.rs")).expect("the generator wrote its file");
-    std::fs::remove_dir_all(&out).expect("the temporary folder is ours");
-    if std::env::var_os("UPDATE_PROTO").is_some() {
-        std::fs::write(&checked_in, &fresh).expect("the generated file is writable");
+    for name in ["runtime.v1.rs", "cricket.v1.rs"] {
+        let checked_in: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gen").join(name);
+        let fresh = std::fs::read_to_string(out.join(name)).expect("the generator wrote its file");
+        if std::env::var_os("UPDATE_PROTO").is_some() {
+            std::fs::write(&checked_in, &fresh).expect("the generated file is writable");
+        }
+        let stored = std::fs::read_to_string(&checked_in).unwrap_or_default();
+        assert!(stored == fresh, "{name}: run UPDATE_PROTO=1 cargo test -p cri-proto and commit the result");
     }
-    let stored = std::fs::read_to_string(&checked_in).unwrap_or_default();
-    assert!(stored == fresh, "run UPDATE_PROTO=1 cargo test -p cri-proto and commit the result");
+    std::fs::remove_dir_all(&out).expect("the temporary folder is ours");
 }

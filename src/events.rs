@@ -1,1 +1,0 @@
-//! Broadcast of container events.
