@@ -1,14 +1,16 @@
 //! What a cgroup has used, read from its files, and the same in the words of the CRI.
 //!
 //! One reading is a dozen small reads below descriptors of the cgroup's folders; nothing is started, nothing is locked, and
-//! nothing of it is kept but a [`CpuRate`] by whoever asks again and again. A value that the kernel does not offer (swap
+//! nothing of it is kept but the rate of each container, in [`Samples`]. A value that the kernel does not offer (swap
 //! accounting off, pressure off, version 1) is `None`, which is not the same as 0.
 
 mod cri;
 mod read;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use cri::{container_stats, cpu_usage, io_usage, memory_usage, process_usage, swap_usage};
@@ -112,6 +114,45 @@ impl CpuRate {
             *self = Self { last: Some((at, usage_ns)), nano_cores: u64::try_from(rate).ok() };
         }
         self.nano_cores
+    }
+}
+
+/// The rates of all containers. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Samples(Arc<Mutex<HashMap<String, CpuRate>>>);
+
+impl Samples {
+    /// Reads a cgroup now; the second value is its rate in billionths of a core since the last reading under this id.
+    ///
+    /// # Errors
+    /// As [`Usage::read`]; the id is then forgotten.
+    pub fn read(&self, id: &str, cgroup: &crate::sys::cgroup::Cgroup) -> Result<(Usage, Option<u64>), StatsError> {
+        let usage = match Usage::read(cgroup) {
+            Ok(usage) => usage,
+            Err(error) => {
+                self.rates().remove(id);
+                return Err(error);
+            }
+        };
+        let now = Instant::now();
+        let rate = usage.cpu.as_ref().and_then(|cpu| {
+            let mut rates = self.rates();
+            match rates.get_mut(id) {
+                Some(rate) => rate.update(now, cpu.usage_ns),
+                None => rates.entry(id.to_owned()).or_default().update(now, cpu.usage_ns),
+            }
+        });
+        Ok((usage, rate))
+    }
+
+    /// Drops the rates of those that are no more. To be called when the list of containers is at hand anyway.
+    pub fn retain(&self, lives: impl Fn(&str) -> bool) {
+        self.rates().retain(|id, _| lives(id));
+    }
+
+    /// Held for a look-up in a map, never across a read or an await.
+    fn rates(&self) -> MutexGuard<'_, HashMap<String, CpuRate>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 pub use notify::{Notifier, NotifyError};
-pub use trace::{TraceParent, operation_id};
+pub use trace::{TraceParent, operation_id, trace_id};
 
 /// The shape of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,23 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::try_new(bare).map_err(|error| refused(error.to_string()))
 }
 
+/// An error and its causes on one line, outermost first. A cause that its outer error has spelled out already is not said
+/// twice.
+#[must_use]
+pub fn chain<E: std::error::Error + ?Sized>(error: &E) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.ends_with(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +116,18 @@ mod tests {
         for bad in ["", " ", "loud", "warning", "info,=", "cricket=loud"] {
             assert!(check_filter(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_chain_says_everything_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] Inner);
+        #[derive(Debug, thiserror::Error)]
+        #[error("inner: {0}")]
+        struct Inner(#[source] std::fmt::Error);
+        let last = std::fmt::Error.to_string();
+        assert_eq!(chain(&Outer(Inner(std::fmt::Error))), format!("outer: inner: {last}"));
     }
 
     #[test]

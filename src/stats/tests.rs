@@ -128,6 +128,19 @@ fn the_rate_needs_two_readings_apart() {
 }
 
 #[test]
+fn samples_are_forgotten_with_their_containers() {
+    let (root, cgroup) = machine(V2, &[("pod/c/cpu.stat", "usage_usec 5\n")]);
+    let samples = Samples::default();
+    assert_eq!(samples.read("a", &cgroup).unwrap().1, None);
+    samples.read("b", &cgroup).unwrap();
+    samples.retain(|id| id == "a");
+    assert_eq!(samples.rates().keys().collect::<Vec<_>>(), ["a"]);
+    fs::remove_dir_all(root.path().join("sys/fs/cgroup/pod/c")).unwrap();
+    samples.read("a", &cgroup).unwrap_err();
+    assert!(samples.rates().is_empty());
+}
+
+#[test]
 #[ignore = "needs root"]
 fn a_real_cgroup_is_read() {
     let layout = CgroupLayout::detect(Path::new("/")).unwrap();

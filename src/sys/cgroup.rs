@@ -7,6 +7,7 @@
 
 mod kill;
 mod layout;
+mod node;
 mod oom;
 mod placement;
 mod tree;
@@ -19,6 +20,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub use layout::{CgroupLayout, CgroupVersion};
+pub use node::Cgroups;
 pub use oom::OomWatch;
 pub use placement::{CgroupPath, Driver, Placement, PlacementError};
 
@@ -58,6 +60,8 @@ pub enum CgroupError {
     StillAlive { cgroup: String, alive: usize, first: i32, after_ms: u128 },
     #[error("cgroup {cgroup}: process {pid} cannot be signalled")]
     Signal { cgroup: String, pid: i32, source: io::Error },
+    #[error(transparent)]
+    Name(PlacementError),
     #[error("no cgroup file system is mounted (looked in {})", mountinfo.display())]
     NotMounted { mountinfo: PathBuf },
     #[error("{}: OOM kills cannot be watched", path.display())]

@@ -82,6 +82,12 @@ impl fmt::Display for TraceParent {
     }
 }
 
+/// The trace id of a `traceparent` header, if it is a legal one.
+#[must_use]
+pub fn trace_id(header: &str) -> Option<String> {
+    TraceParent::parse(header).map(|parsed| parsed.trace_id())
+}
+
 /// Lower-case digits only.
 fn hex(text: &str) -> Option<u128> {
     let legal = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
 
-use super::{Cgroup, CgroupError, read_small, register};
+use super::{Cgroup, CgroupError, read_small};
 
 /// A list of processes is refused beyond this size: the kernel's highest pid has 7 digits, so this is half a million.
 const PROCS_CAP: u64 = 4 << 20;
@@ -41,12 +41,13 @@ impl Cgroup {
     /// Kills every process in the cgroup and below it and waits until none is left, at most `limit`.
     ///
     /// Version 2 kernels since 5.14 do it in one write that no fork can escape. Elsewhere SIGKILL goes to one process after
-    /// the other, in rounds until a round finds none; frozen cgroups are not thawed. The calling process is spared.
+    /// the other, in rounds until a round finds none; frozen cgroups are not thawed. The calling process is spared. The wait
+    /// blocks the thread: for the blocking pool.
     ///
     /// # Errors
     /// [`CgroupError::StillAlive`] when the time is over (processes in an uninterruptible call), [`CgroupError::Signal`]
     /// when the kernel refuses a signal, [`CgroupError::Read`].
-    pub async fn kill_all(&self, limit: Duration) -> Result<(), CgroupError> {
+    pub fn kill_all(&self, limit: Duration) -> Result<(), CgroupError> {
         let started = Instant::now();
         loop {
             let killed_at_once = self.kill_file()?;
@@ -63,7 +64,7 @@ impl Cgroup {
                 return Err(CgroupError::StillAlive { cgroup: self.name(), alive: alive.len(), first, after_ms });
             }
             // Whoever is not dead by then is found again in the next round.
-            let _ = tokio::time::timeout(ROUND.min(left), wait_all(alive)).await;
+            wait_all(&alive, ROUND.min(left));
         }
     }
 
@@ -115,16 +116,18 @@ impl Cgroup {
 
 /// A pidfd reads as ready once its process has exited, reaped or not.
 fn has_exited(pidfd: &OwnedFd) -> bool {
-    let mut fds = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    wait_exit(pidfd, Duration::ZERO)
 }
 
-async fn wait_all(alive: Vec<(i32, OwnedFd)>) {
+fn wait_exit(pidfd: &OwnedFd, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+    poll(&mut fds, Some(&limit)).is_ok_and(|ready| ready > 0)
+}
+
+fn wait_all(alive: &[(i32, OwnedFd)], limit: Duration) {
+    let started = Instant::now();
     for (_, pidfd) in alive {
-        if let Ok(pidfd) = register(pidfd, Interest::READABLE) {
-            // An error here is a runtime that shuts down; the caller's next round decides.
-            let _ = pidfd.readable().await;
-        }
+        wait_exit(pidfd, limit.saturating_sub(started.elapsed()));
     }
 }

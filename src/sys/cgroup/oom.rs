@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Cgroup, CgroupError, CgroupVersion, read_small};
+use super::{Cgroup, CgroupError, CgroupVersion, Cgroups, read_small};
 
 /// The file has a handful of short lines.
 const EVENTS_CAP: usize = 4096;
@@ -56,6 +56,17 @@ pub struct OomWatch {
 }
 
 impl OomWatch {
+    /// Starts to watch a container, by its `cgroupsPath`.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`], and as [`Self::of`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    pub fn open(cgroups: &Cgroups, cgroups_path: &str) -> Result<Self, CgroupError> {
+        Self::of(&cgroups.container(cgroups_path)?)
+    }
+
     /// Starts to watch. Kills from before count as well: the counter is the cgroup's, which has one container.
     ///
     /// # Errors
@@ -64,7 +75,7 @@ impl OomWatch {
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O.
-    pub fn open(cgroup: &Cgroup) -> Result<Self, CgroupError> {
+    pub fn of(cgroup: &Cgroup) -> Result<Self, CgroupError> {
         let path = events_file(cgroup).ok_or_else(|| CgroupError::Watch {
             path: cgroup.path().as_path().to_owned(),
             source: io::Error::new(io::ErrorKind::NotFound, "the memory controller is not mounted"),

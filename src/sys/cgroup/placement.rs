@@ -130,10 +130,19 @@ impl Placement {
         if id.is_empty() || id.len() > 200 || !id.bytes().all(legal) {
             return Err(PlacementError::Id { value: shown(id) });
         }
-        Ok(match self.driver {
-            Driver::Cgroupfs => format!("{}/{PREFIX}-{id}", self.parent),
-            Driver::Systemd => format!("{}:{PREFIX}:{id}", self.parent),
-        })
+        Ok(Self::container_name(self.driver, &self.parent, id))
+    }
+
+    pub(super) fn container_name(driver: Driver, parent: &str, id: &str) -> String {
+        match driver {
+            Driver::Cgroupfs => format!("{}/{PREFIX}-{id}", parent.trim_end_matches('/')),
+            Driver::Systemd => format!("{parent}:{PREFIX}:{id}"),
+        }
+    }
+
+    /// As the driver wants it; the root is written `/`.
+    pub(super) fn into_parent(self) -> String {
+        if self.parent.is_empty() { "/".to_owned() } else { self.parent }
     }
 
     /// The folder of a container.

@@ -116,6 +116,39 @@ fn hostile_parents_and_ids_are_refused() {
 }
 
 #[test]
+fn the_node_speaks_the_runtimes_names() {
+    let (root, _layout) = machine(V2, "0::/\n");
+    let top = root.path().join("sys/fs/cgroup");
+    fs::create_dir_all(&top).unwrap();
+    let node = Cgroups::detect(root.path(), None).unwrap();
+    assert!(!node.is_systemd());
+    let parent = node.parent("//pods/").unwrap();
+    assert!(!node.exists(&parent));
+    node.make_parent(&parent).unwrap();
+    assert!(node.exists(&parent) && top.join("pods").is_dir());
+    let container = node.container_path(&parent, "f00d");
+    assert_eq!(container, "/pods/cricket-f00d");
+    assert!(node.procs(&container).unwrap().is_empty());
+    node.kill_all(&container).unwrap();
+    assert!(node.remove_empty(&parent).unwrap() && !node.exists(&parent));
+    let top = node.parent("/").unwrap();
+    assert!(node.exists(&top) && node.make_parent(&top).is_err());
+    assert_eq!(node.container_path(&top, "f00d"), "/cricket-f00d");
+    assert_eq!(node.parent("").unwrap(), "/cricket");
+    assert!(node.parent("../x").is_err() && !node.exists("../x"));
+
+    fs::create_dir_all(root.path().join("run/systemd/system")).unwrap();
+    let node = Cgroups::detect(root.path(), None).unwrap();
+    assert!(node.is_systemd());
+    let parent = node.parent("/a.slice/a-b.slice").unwrap();
+    node.make_parent(&parent).unwrap();
+    assert!(!node.exists(&parent), "slices are systemd's to make");
+    assert_eq!(node.container_path(&parent, "f00d"), "a-b.slice:cricket:f00d");
+    let folder = root.path().join("sys/fs/cgroup/a.slice/a-b.slice/cricket-f00d.scope");
+    assert_eq!(node.container("a-b.slice:cricket:f00d").unwrap().dir("memory"), Some(folder.as_path()));
+}
+
+#[test]
 fn the_oom_counter_is_read_in_both_versions() {
     for (mountinfo, own, file, text) in [
         (V1, V1_OWN, "sys/fs/cgroup/memory/a/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
@@ -218,27 +251,27 @@ impl Drop for Sleeper {
     }
 }
 
-#[tokio::test]
-async fn kill_ends_the_listed_processes_but_never_itself() {
+#[test]
+fn kill_ends_the_listed_processes_but_never_itself() {
     let (root, layout) = machine(V1, V1_OWN);
     let mut child = Sleeper::start();
     let dir = root.path().join("sys/fs/cgroup/pids/a/nested");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("cgroup.procs"), format!("{}\n{}\n", std::process::id(), child.0.id())).unwrap();
-    layout.cgroup(&path("/a")).kill_all(Duration::from_secs(10)).await.unwrap();
+    layout.cgroup(&path("/a")).kill_all(Duration::from_secs(10)).unwrap();
     use std::os::unix::process::ExitStatusExt as _;
     assert_eq!(child.0.wait().unwrap().signal(), Some(9));
 }
 
-#[tokio::test]
-async fn version_2_kills_in_one_write_and_reports_who_stays() {
+#[test]
+fn version_2_kills_in_one_write_and_reports_who_stays() {
     let (root, layout) = machine(V2, "0::/\n");
     let child = Sleeper::start();
     let dir = root.path().join("sys/fs/cgroup/a");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("cgroup.procs"), format!("{}\n", child.0.id())).unwrap();
     fs::write(dir.join("cgroup.kill"), "").unwrap();
-    let error = layout.cgroup(&path("/a")).kill_all(Duration::from_millis(50)).await.unwrap_err();
+    let error = layout.cgroup(&path("/a")).kill_all(Duration::from_millis(50)).unwrap_err();
     assert_eq!(fs::read_to_string(dir.join("cgroup.kill")).unwrap(), "1");
     assert!(matches!(error, CgroupError::StillAlive { alive: 1, .. }), "{error}");
 }
@@ -247,11 +280,11 @@ async fn version_2_kills_in_one_write_and_reports_who_stays() {
 async fn a_watch_on_a_plain_file_still_counts() {
     let (root, layout) = machine(V2, "0::/\n");
     let cgroup = layout.cgroup(&path("/a"));
-    assert!(OomWatch::open(&cgroup).is_err(), "there is no cgroup yet");
+    assert!(OomWatch::of(&cgroup).is_err(), "there is no cgroup yet");
     let dir = root.path().join("sys/fs/cgroup/a");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("memory.events"), "oom_kill 0\n").unwrap();
-    let watch = OomWatch::open(&cgroup).unwrap();
+    let watch = OomWatch::of(&cgroup).unwrap();
     assert_eq!(watch.oom_kills(), 0);
     fs::write(dir.join("memory.events"), "oom_kill 2\n").unwrap();
     assert_eq!(watch.oom_kills(), 2);
@@ -281,7 +314,7 @@ mod real {
             let cleaned = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let _ = cgroup.kill_all(Duration::from_secs(10)).await;
+                    let _ = cgroup.kill_all(Duration::from_secs(10));
                     cgroup.remove().await
                 })
             });
@@ -319,7 +352,7 @@ mod real {
             assert!(std::time::Instant::now() < deadline, "the shell does not fork");
             tokio::task::yield_now().await;
         }
-        cgroup.kill_all(Duration::from_secs(20)).await.unwrap();
+        cgroup.kill_all(Duration::from_secs(20)).unwrap();
         child.wait().unwrap();
         assert!(cgroup.procs().unwrap().is_empty());
         cgroup.remove().await.unwrap();
@@ -334,7 +367,7 @@ mod real {
         let memory = cgroup.dir("memory").unwrap().to_owned();
         let limit = if cgroup.version() == CgroupVersion::V1 { "memory.limit_in_bytes" } else { "memory.max" };
         fs::write(memory.join(limit), "16M").unwrap();
-        let watch = OomWatch::open(&cgroup).unwrap();
+        let watch = OomWatch::of(&cgroup).unwrap();
         assert_eq!(watch.oom_kills(), 0);
         let (mut child, mut go) = shell("exec tail /dev/zero");
         cgroup.attach(child.id()).unwrap();
