@@ -1,9 +1,25 @@
 //! The configuration: raw TOML to a validated, immutable [`Config`].
+//!
+//! `/etc/cricket/config.toml` is read first, then `conf.d/*.toml` beside it in the order of their names. A drop-in changes
+//! the keys that it names; an array replaces the one before. What each key means is written once, in `config/keys.rs`,
+//! from which the sample file, the check for unknown keys and the rules of reloading come.
+
+mod keys;
+mod load;
+mod nearest;
+mod reload;
+mod sample;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use keys::{KEYS, Key};
+pub use load::{ConfigError, DEFAULT_PATH, Loaded};
+pub use reload::{ReloadDiff, reload_diff};
+pub use sample::default_toml;
 
 /// Everything that an operator may set. Every key has a default; an unknown key is an error.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -169,3 +185,6 @@ impl Default for Log {
         Self { level: "info".into(), format: LogFormat::Text, max_line_size: 16 * 1024 }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,4 +2,6 @@
 //! borrowed descriptors, and their errors name the call and the path.
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
+pub mod cgroup;
 pub mod exec;
+pub mod instance;

@@ -1,0 +1,125 @@
+//! Every key, with what it means: the one table behind the sample file, the unknown-key check and the reload rules.
+
+/// A key that an operator may set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// The dotted name; `*` stands for a name that the operator chooses.
+    pub name: &'static str,
+    /// Plain sentences for the sample file: what it does, its unit and its bounds.
+    pub doc: &'static str,
+    /// Whether a reload applies it without a restart.
+    pub live: bool,
+}
+
+impl Key {
+    /// The name without its section.
+    #[must_use]
+    pub fn leaf(&self) -> &'static str {
+        self.name.rsplit('.').next().unwrap_or(self.name)
+    }
+
+    /// The section that it is in, dotted.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+}
+
+const fn key(name: &'static str, doc: &'static str) -> Key {
+    Key { name, doc, live: false }
+}
+
+const fn live(name: &'static str, doc: &'static str) -> Key {
+    Key { name, doc, live: true }
+}
+
+/// In the order of the sample file.
+pub const KEYS: &[Key] = &[
+    key(
+        "server.listen",
+        "The unix socket of the CRI, for the kubelet's containerRuntimeEndpoint. An absolute path of at most 107 bytes.",
+    ),
+    key("server.root", "Images and records. It must survive a reboot, so it may not lie below `state`."),
+    key(
+        "server.state",
+        "Bundles, pinned namespaces and sockets of running pods. Best on a tmpfs: a reboot should empty it.",
+    ),
+    key(
+        "server.max_request_size",
+        "Largest request taken, in bytes: 16777216 (the size of the kubelet's own limit) to 268435456.",
+    ),
+    key(
+        "runtime.default",
+        "Handler of pods that name no RuntimeClass: one of the handlers below, or a program's name.\n\
+         Empty: the first of crun, runc, youki that is found in PATH.",
+    ),
+    key("runtime.handlers.*.path", "The runtime's binary: an absolute path, or a name that is looked up in PATH."),
+    key(
+        "runtime.handlers.*.type",
+        "How the runtime is spoken to: \"oci\" (its command line) or \"shim\" (a containerd shim, version 2).",
+    ),
+    key(
+        "runtime.handlers.*.allowed_annotations",
+        "Pod annotations that are handed to the runtime: exact keys, or a prefix that ends in `*`.",
+    ),
+    key("runtime.handlers.*.privileged_without_host_devices", "Privileged containers do not get the host's devices."),
+    key(
+        "cgroup.driver",
+        "Who makes cgroups: \"systemd\", \"cgroupfs\", or \"auto\" (systemd where it is process 1).\n\
+         The kubelet asks for it at its start and follows it.",
+    ),
+    key(
+        "cgroup.parent",
+        "Cgroup of pods that name no parent: an absolute path, or with systemd a slice.\n\
+         Empty: \"/cricket\", or \"cricket.slice\" with systemd.",
+    ),
+    key("network.conf_dir", "Where CNI configurations are looked for; the first by name is used."),
+    key("network.bin_dirs", "Where CNI plugins are looked for, in this order."),
+    key("network.cache_dir", "libcni's cache of results, which are under `results` in it."),
+    key("network.plugin_timeout", "A call of a CNI plugin that takes longer is killed, in seconds: 1 to 3600."),
+    key("image.registries_conf", "Mirrors, blocked registries and short names (containers-registries.conf(5))."),
+    key("image.registries_conf_dir", "Drop-ins to the file above."),
+    key(
+        "image.certs_d",
+        "Certificates and hosts.toml of registries, a folder for each host; the first folder that has the host is used.",
+    ),
+    key("image.max_concurrent_downloads", "Layers downloaded at the same time, over all pulls: 1 to 64."),
+    key(
+        "image.pull_progress_timeout",
+        "A download that moved no byte for this long is given up, in seconds: 1 to 86400.",
+    ),
+    key("image.pinned", "Images that the kubelet must not collect: names, or globs with `*`."),
+    live("log.level", "error, warn, info, debug, trace, or a filter as in \"info,cricket::network=debug\"."),
+    key("log.format", "The shape of the daemon's own log: \"text\" or \"json\"."),
+    key(
+        "log.max_line_size",
+        "Lines of a container that are longer are split into partial records, in bytes: 256 to 1048576.",
+    ),
+];
+
+/// What a section is for, where its keys alone do not say it.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("server", "The daemon itself."),
+    (
+        "runtime",
+        "OCI runtimes. The handler of a RuntimeClass is a [runtime.handlers.<name>]; runtimes found in PATH need none.",
+    ),
+    ("cgroup", "Control groups."),
+    ("network", "Pod networks, made by CNI plugins."),
+    ("image", "Pulling and keeping images."),
+    ("log", "The daemon's log, which goes to standard error, and the containers' logs."),
+];
+
+/// Whether a section or a key has this name; `*` in the table matches any one part.
+pub(super) fn find<'a>(path: &[&str], of: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let matches = |name: &str| {
+        let parts: Vec<&str> = name.split('.').collect();
+        parts.len() == path.len() && parts.iter().zip(path).all(|(want, is)| *want == "*" || want == is)
+    };
+    of.into_iter().find(|name| matches(name))
+}
+
+/// Every section, also those that only lead to others (`runtime.handlers`).
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().flat_map(|key| key.name.match_indices('.').map(|(at, _)| &key.name[..at]))
+}
