@@ -3,3 +3,5 @@
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
 pub mod exec;
+pub mod namespaces;
+pub mod netns;
