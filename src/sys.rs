@@ -3,5 +3,6 @@
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
 pub mod exec;
+pub mod inotify;
 pub mod namespaces;
 pub mod netns;
