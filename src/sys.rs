@@ -5,3 +5,6 @@
 pub mod cgroup;
 pub mod exec;
 pub mod instance;
+pub mod inotify;
+pub mod namespaces;
+pub mod netns;

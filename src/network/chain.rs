@@ -1,0 +1,145 @@
+//! The plugins of a network called one after the other: ADD in order with each result handed on, DEL in reverse.
+
+use serde_json::{Map, Value};
+
+use super::conf::{NetworkList, PluginConf};
+use super::plugin::{PluginError, Plugins, Target, Verb};
+use super::result::{self, ResultError};
+
+/// Why a chain was not set up: the plugin that ended it, and its place.
+#[derive(Debug)]
+pub struct AddFailure {
+    pub index: usize,
+    pub error: AddError,
+}
+
+/// What a plugin did wrong in ADD.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error(transparent)]
+    Plugin(PluginError),
+    #[error("CNI plugin {plugin:?} printed a result that cannot be used: {reason}")]
+    Result { plugin: String, reason: ResultError },
+}
+
+/// Sets a pod's interface up, and returns the last plugin's result.
+///
+/// # Errors
+/// The first plugin's that fails. The caller must undo with [`del`].
+pub async fn add(
+    plugins: &Plugins,
+    list: &NetworkList,
+    target: &Target<'_>,
+    runtime: &Map<String, Value>,
+) -> Result<Map<String, Value>, AddFailure> {
+    let mut previous = None;
+    for (index, plugin) in list.plugins.iter().enumerate() {
+        let config = config(list, plugin, previous.as_ref(), runtime);
+        let fail = |error| AddFailure { index, error };
+        let said = plugins.call(Verb::Add, &plugin.kind, &config, Some(target)).await;
+        let mut result = said
+            .and_then(|said| said.into_result(Verb::Add, &plugin.kind))
+            .map_err(|error| fail(AddError::Plugin(error)))?;
+        result::normalise(&mut result, list.version)
+            .map_err(|reason| fail(AddError::Result { plugin: plugin.kind.clone(), reason }))?;
+        previous = Some(result);
+    }
+    // A list has a plugin at least, so there is a result.
+    Ok(previous.unwrap_or_default())
+}
+
+/// Takes a pod's interface down: the plugins in reverse order.
+///
+/// A plugin that ran and failed ends it, since those before it give resources back (the address) that its leftovers (rules
+/// that lead to the address) still use; the caller tries again. One whose program cannot be run would block that for ever,
+/// so it is passed by, and so is one that ADD never reached (`reached` is the place of the last plugin that ADD called).
+///
+/// # Errors
+/// Every plugin that failed. What it could not undo is still there.
+pub async fn del(
+    plugins: &Plugins,
+    list: &NetworkList,
+    target: &Target<'_>,
+    saved: &Saved<'_>,
+    reached: Option<usize>,
+) -> Result<(), Vec<PluginError>> {
+    let previous = saved.result.filter(|result| {
+        let version = result.get("cniVersion").and_then(Value::as_str);
+        list.version.del_has_result() && version == Some(list.version.as_str())
+    });
+    let mut errors = Vec::new();
+    for (index, plugin) in list.plugins.iter().enumerate().rev() {
+        let config = config(list, plugin, previous, saved.runtime);
+        let Err(error) = plugins.call(Verb::Del, &plugin.kind, &config, Some(target)).await else { continue };
+        let harmless = error.never_ran() || reached.is_some_and(|reached| index > reached);
+        errors.push(error);
+        if !harmless {
+            break;
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// What ADD was called with and what it gave, for DEL.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a> {
+    pub runtime: &'a Map<String, Value>,
+    pub result: Option<&'a Map<String, Value>>,
+}
+
+/// Asks every plugin whether it can set networks up; nothing before version 1.1.0.
+///
+/// # Errors
+/// The first plugin's that says no, or that does not answer.
+pub async fn status(plugins: &Plugins, list: &NetworkList) -> Result<(), PluginError> {
+    for plugin in &list.plugins {
+        if list.version.has_status_and_gc() {
+            let config = config(list, plugin, None, &Map::new());
+            plugins.call(Verb::Status, &plugin.kind, &config, None).await?;
+        } else {
+            plugins.find(&plugin.kind)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells every plugin which attachments are in use, so that it frees the others.
+///
+/// # Errors
+/// Every plugin that failed; all were asked.
+pub async fn gc(plugins: &Plugins, list: &NetworkList, valid: &[(String, String)]) -> Result<(), Vec<PluginError>> {
+    let valid: Value = valid.iter().map(|(id, name)| serde_json::json!({"containerID": id, "ifname": name})).collect();
+    let mut errors = Vec::new();
+    for plugin in &list.plugins {
+        let mut config = config(list, plugin, None, &Map::new());
+        // The specification's key, and the one that libcni used before.
+        config["cni.dev/valid-attachments"] = valid.clone();
+        config["cni.dev/attachments"] = valid.clone();
+        if let Err(error) = plugins.call(Verb::Gc, &plugin.kind, &config, None).await {
+            errors.push(error);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// What a plugin reads on its standard input.
+fn config(
+    list: &NetworkList,
+    plugin: &PluginConf,
+    previous: Option<&Map<String, Value>>,
+    runtime: &Map<String, Value>,
+) -> Value {
+    let mut config = plugin.object.clone();
+    config.insert("name".into(), list.name.clone().into());
+    config.insert("cniVersion".into(), list.version.as_str().into());
+    config.remove("prevResult");
+    if let Some(previous) = previous {
+        config.insert("prevResult".into(), Value::Object(previous.clone()));
+    }
+    let declared = runtime.iter().filter(|(capability, _)| plugin.capabilities.contains(*capability));
+    let declared: Map<String, Value> = declared.map(|(key, value)| (key.clone(), value.clone())).collect();
+    if !declared.is_empty() {
+        config.insert("runtimeConfig".into(), Value::Object(declared));
+    }
+    Value::Object(config)
+}
