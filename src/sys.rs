@@ -3,3 +3,6 @@
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
 pub mod exec;
+pub mod mount;
+pub mod root;
+pub mod xattr;
