@@ -8,3 +8,6 @@ pub mod instance;
 pub mod inotify;
 pub mod namespaces;
 pub mod netns;
+pub mod mount;
+pub mod root;
+pub mod xattr;

@@ -1,0 +1,350 @@
+//! Layers: staged, committed, loaded, removed.
+//!
+//! The order of a commit is what makes its reply true after a power cut: content (`syncfs`), then the marker (`fsync` of
+//! the file and its directory), then the name (`rename`, `fsync` of `layers`). One `syncfs` serves all layers of a pull.
+
+use std::collections::HashSet;
+use std::io::{self, Read, Write as _};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{Gid, Mode, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::merged::Merged;
+use super::removal::remove_tree;
+use super::unpack::{self, Compression, Limits, Unpacked};
+use super::{Digest, Inner, Storage, StorageError, Usage, names};
+use crate::sys::root::Root;
+
+const MARKER: &str = "layer.json";
+const MAX_MARKER: u64 = 16 << 10;
+
+/// What is known of a layer without looking at it.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub usage: Usage,
+    /// It hides every layer below it; an overlay does not see that by itself.
+    pub opaque_root: bool,
+    /// The layer below, when it was known at the commit.
+    pub parent: Option<Digest>,
+}
+
+/// The marker in a layer's directory.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    version: u32,
+    chain_id: Digest,
+    diff_id: Digest,
+    parent: Option<Digest>,
+    usage: Usage,
+    opaque_root: bool,
+}
+
+const VERSION: u32 = 1;
+
+/// What [`Storage::remove_unleased`] took away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemovedLayers {
+    pub count: usize,
+    pub bytes: u64,
+}
+
+/// A layer that is unpacked and verified, but not in the store. Dropping it removes it.
+#[derive(Debug)]
+#[must_use = "dropping a staged layer removes it"]
+pub struct StagedLayer {
+    chain: Digest,
+    unpacked: Unpacked,
+    directory: Staging,
+}
+
+impl StagedLayer {
+    #[must_use]
+    pub fn chain(&self) -> &Digest {
+        &self.chain
+    }
+
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.unpacked.usage
+    }
+}
+
+/// A directory in staging, removed when dropped.
+#[derive(Debug)]
+struct Staging {
+    inner: Arc<Inner>,
+    name: String,
+    root: Root,
+}
+
+impl Staging {
+    fn new(inner: &Arc<Inner>) -> io::Result<Self> {
+        let name = inner.staging_name();
+        let root = inner.staging.create_dir(&name, 0o700)?;
+        Ok(Self { inner: Arc::clone(inner), name, root })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After a commit the name is gone. What cannot be removed now is swept at the next start.
+        if let Err(error) = remove_tree(self.inner.staging.as_fd(), self.name.as_ref()) {
+            tracing::warn!(name = self.name, %error, "a staged layer was not removed");
+        }
+    }
+}
+
+impl Storage {
+    /// Unpacks a layer next to the store, and checks that its content is what the image says. `reader` yields the bytes
+    /// as the registry has them; see [`Limits`] for what a layer may not exceed. The reader must fail when its source
+    /// stalls.
+    ///
+    /// # Errors
+    /// [`StorageError::Unpack`], [`StorageError::DiffId`] when the digest of the uncompressed stream is another, and
+    /// [`StorageError::Layer`]. Nothing is left in staging then.
+    pub fn stage_layer(
+        &self,
+        chain: &Digest,
+        diff_id: &Digest,
+        compression: Compression,
+        reader: impl Read + Send,
+        limits: &Limits,
+    ) -> Result<StagedLayer, StorageError> {
+        let failed = |source| StorageError::Layer {
+            chain: chain.clone(),
+            operation: "its staging directory cannot be made",
+            source,
+        };
+        let directory = Staging::new(&self.0).map_err(failed)?;
+        let diff = directory.root.create_dir("diff", 0o755).map_err(failed)?;
+        let unpacked = unpack::unpack(&diff, &directory.root, compression, reader, limits)
+            .map_err(|source| StorageError::Unpack { chain: chain.clone(), source })?;
+        if unpacked.diff_id != *diff_id {
+            let (want, got) = (diff_id.clone(), unpacked.diff_id);
+            return Err(StorageError::DiffId { chain: chain.clone(), want, got });
+        }
+        Ok(StagedLayer { chain: chain.clone(), unpacked, directory })
+    }
+
+    /// Makes staged layers durable and puts them into the store. A layer that came into the store meanwhile stays.
+    ///
+    /// # Errors
+    /// [`StorageError::Layer`] and [`StorageError::Directory`]. Layers before the failing one may be on disk then; they
+    /// are not said to be here, and are replaced by the next commit of the same.
+    pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), StorageError> {
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let inner = &self.0;
+        let parents = inner.parents(&staged);
+        for (layer, parent) in staged.iter().zip(&parents) {
+            inner.adopt_implied(layer, parent.as_ref(), &staged, &parents)?;
+        }
+        let path = &inner.options.images;
+        rustix::fs::syncfs(&inner.images)
+            .map_err(|source| StorageError::directory(path, "cannot be synced", source.into()))?;
+        for (layer, parent) in staged.iter().zip(&parents) {
+            layer.mark(parent.clone()).map_err(layer.failed("its marker cannot be written"))?;
+        }
+        for layer in &staged {
+            inner.publish(layer).map_err(layer.failed("it cannot be put into the store"))?;
+        }
+        inner
+            .layers
+            .sync()
+            .map_err(|source| StorageError::directory(&path.join("layers"), "cannot be synced", source))?;
+        let mut state = inner.state();
+        for (layer, parent) in staged.iter().zip(parents) {
+            let Unpacked { usage, opaque_root, .. } = layer.unpacked;
+            state.layers.entry(layer.chain.clone()).or_insert(Known { usage, opaque_root, parent });
+        }
+        Ok(())
+    }
+}
+
+impl StagedLayer {
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> StorageError {
+        let chain = self.chain.clone();
+        move |source| StorageError::Layer { chain, operation, source }
+    }
+
+    fn mark(&self, parent: Option<Digest>) -> io::Result<()> {
+        let marker = Marker {
+            version: VERSION,
+            chain_id: self.chain.clone(),
+            diff_id: self.unpacked.diff_id.clone(),
+            parent,
+            usage: self.unpacked.usage,
+            opaque_root: self.unpacked.opaque_root,
+        };
+        let mut text = serde_json::to_vec(&marker)?;
+        text.push(b'\n');
+        let mut file = self.directory.root.create_file(MARKER, 0o600)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        self.directory.root.sync()
+    }
+}
+
+impl Inner {
+    /// Reads the markers of all layers, and sweeps those without.
+    pub(super) fn load(&self) -> Result<(), StorageError> {
+        let path = self.options.images.join("layers");
+        for name in names(&self.layers, &path)? {
+            let Ok(chain) = format!("sha256:{name}").parse::<Digest>() else {
+                tracing::warn!(path = %path.join(&name).display(), "this is no layer; it is left alone");
+                continue;
+            };
+            match self.marker(&chain) {
+                Ok(marker) => {
+                    let Marker { usage, opaque_root, parent, .. } = marker;
+                    self.state().layers.insert(chain, Known { usage, opaque_root, parent });
+                }
+                Err(error) => {
+                    tracing::warn!(layer = %chain, %error, "a layer without a good marker is removed");
+                    remove_tree(self.layers.as_fd(), name.as_ref())
+                        .map_err(|source| StorageError::directory(&path.join(&name), "cannot be removed", source))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn marker(&self, chain: &Digest) -> io::Result<Marker> {
+        let layer = self.layers.open_dir(chain.hex())?;
+        let marker: Marker = serde_json::from_slice(&layer.read_file(MARKER, MAX_MARKER)?)?;
+        layer.open_dir("diff")?;
+        if marker.chain_id == *chain && marker.version == VERSION {
+            Ok(marker)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the marker is of another layer or version"))
+        }
+    }
+
+    /// Gives a staged layer its name.
+    fn publish(&self, layer: &StagedLayer) -> io::Result<()> {
+        let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, to) = (&layer.directory.name, layer.chain.hex());
+        loop {
+            match rustix::fs::renameat_with(&self.staging, from, &self.layers, to, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EXIST) if self.state().layers.contains_key(&layer.chain) => return Ok(()),
+                // A commit that failed left it, of unknown durability.
+                Err(Errno::EXIST) => self.unname(&layer.chain)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Moves a layer out of the store into staging, and removes it there. The caller holds `renaming`.
+    fn unname(&self, chain: &Digest) -> io::Result<()> {
+        let name = self.staging_name();
+        rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name)?;
+        remove_tree(self.staging.as_fd(), name.as_ref())
+    }
+
+    pub(super) fn remove_unleased(&self, keep: &HashSet<Digest>) -> Result<RemovedLayers, StorageError> {
+        let mut renamed = Vec::new();
+        let mut removed = RemovedLayers::default();
+        let mut first = None;
+        {
+            let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state();
+            let spare = |chain: &Digest| keep.contains(chain) || state.leases.contains_key(chain);
+            let victims: Vec<Digest> = state.layers.keys().filter(|chain| !spare(chain)).cloned().collect();
+            for chain in victims {
+                let name = self.staging_name();
+                match rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name) {
+                    Ok(()) | Err(Errno::NOENT) => {
+                        let known = state.layers.remove(&chain).expect("it was just listed under this lock");
+                        removed.count += 1;
+                        removed.bytes += known.usage.bytes;
+                        renamed.push((chain, name));
+                    }
+                    Err(source) => {
+                        first.get_or_insert((chain, "it cannot be taken out of the store", io::Error::from(source)));
+                    }
+                }
+            }
+        }
+        for (chain, name) in renamed {
+            if let Err(source) = remove_tree(self.staging.as_fd(), name.as_ref()) {
+                first.get_or_insert((chain, "it cannot be removed", source));
+            }
+        }
+        match first {
+            None => Ok(removed),
+            Some((chain, operation, source)) => Err(StorageError::Layer { chain, operation, source }),
+        }
+    }
+
+    /// The layer below each staged one. A chain id is the digest of the parent's chain id and the layer's diff id, so
+    /// the parent is the known layer for which that comes out.
+    fn parents(&self, staged: &[StagedLayer]) -> Vec<Option<Digest>> {
+        let state = self.state();
+        let find = |layer: &StagedLayer| {
+            let diff_id = &layer.unpacked.diff_id;
+            let mut candidates = staged.iter().map(|other| &other.chain).chain(state.layers.keys());
+            candidates.find(|parent| Digest::chain(Some(parent), diff_id) == layer.chain).cloned()
+        };
+        staged.iter().map(|layer| if layer.chain == layer.unpacked.diff_id { None } else { find(layer) }).collect()
+    }
+
+    /// Directories that a layer implies without an entry get mode, owner and time from the layers below: in the merged
+    /// view they would hide those of the directory that they stand for (`/tmp` would lose its sticky bit).
+    fn adopt_implied(
+        &self,
+        layer: &StagedLayer,
+        parent: Option<&Digest>,
+        staged: &[StagedLayer],
+        parents: &[Option<Digest>],
+    ) -> Result<(), StorageError> {
+        let (Some(parent), false) = (parent, layer.unpacked.implied.is_empty()) else { return Ok(()) };
+        let mut below = Vec::new();
+        let mut next = Some(parent.clone());
+        while let Some(chain) = next {
+            let at = staged.iter().position(|other| other.chain == chain);
+            let (root, opaque, parent) = if let Some(at) = at {
+                let root = staged[at].directory.root.open_dir("diff");
+                (root, staged[at].unpacked.opaque_root, parents[at].clone())
+            } else {
+                let Some(known) = self.state().layers.get(&chain).cloned() else { break };
+                (self.diff(&chain), known.opaque_root, known.parent)
+            };
+            below.push(root.map_err(layer.failed("a layer below it cannot be opened"))?);
+            next = if opaque { None } else { parent };
+        }
+        let merged = Merged::new(below);
+        let diff = layer.directory.root.open_dir("diff").map_err(layer.failed("it cannot be opened"))?;
+        for path in &layer.unpacked.implied {
+            adopt(&merged, &diff, path)
+                .map_err(layer.failed("a directory cannot be given the mode of the one below"))?;
+        }
+        Ok(())
+    }
+
+    /// The content of a layer in the store.
+    pub(super) fn diff(&self, chain: &Digest) -> io::Result<Root> {
+        self.layers.open_dir(format!("{}/diff", chain.hex()))
+    }
+}
+
+fn adopt(merged: &Merged, diff: &Root, path: &[u8]) -> io::Result<()> {
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path);
+    let Some(below) = merged.directory(path)? else { return Ok(()) };
+    let own = match diff.open_dir(name) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+        // A later entry may have put something else there.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::LOOP) => return Ok(()),
+        own => own?,
+    };
+    rustix::fs::fchown(&own, Some(Uid::from_raw(below.st_uid)), Some(Gid::from_raw(below.st_gid)))?;
+    rustix::fs::fchmod(&own, Mode::from_raw_mode(below.st_mode & 0o7777))?;
+    let nanoseconds = i64::try_from(below.st_mtime_nsec).unwrap_or(0);
+    let time = Timespec { tv_sec: below.st_mtime, tv_nsec: nanoseconds };
+    rustix::fs::futimens(&own, &Timestamps { last_access: time, last_modification: time })?;
+    Ok(())
+}

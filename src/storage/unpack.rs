@@ -1,0 +1,121 @@
+//! Unpacking one layer: compressed bytes in, a directory tree out, in one pass.
+//!
+//! ```text
+//! reader ─▶ [thread: decompress] ─▶ bounded channel of 256 KiB buffers ─▶ [caller: hash · parse tar · write tree]
+//! ```
+//!
+//! A layer is hostile. Its bytes meet a parser with bounds ([`archive`], [`pax`], [`name`]), and every path is resolved by
+//! the kernel below the descriptor of the layer's own directory ([`tree`]). The whole stream is read, so that the digest
+//! covers what follows the archive, too. Memory is bounded: ten buffers, one extension header, and the caches of the tree.
+
+use std::io::Read;
+use std::os::fd::AsFd as _;
+
+use crate::sys::root::Root;
+
+mod archive;
+mod error;
+mod name;
+mod pax;
+mod stream;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::UnpackError;
+pub(super) use tree::{OPAQUE, is_whiteout};
+
+use super::digest::Digest;
+use super::usage::Usage;
+
+/// How a layer's bytes are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "uncompressed",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// What one layer may ask for. Reaching a limit is an error that names it.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Entries in the archive.
+    pub entries: u64,
+    /// Bytes of the uncompressed stream, and of the files that it describes (which differ when files are sparse).
+    pub bytes: u64,
+    /// Bytes in one path, once cleaned.
+    pub path: usize,
+    /// Bytes in one extended attribute.
+    pub xattr: usize,
+    /// Bytes in one extension header of the archive, all its records together.
+    pub extension: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 4_000_000, bytes: 256 << 30, path: 4096, xattr: 64 << 10, extension: 1 << 20 }
+    }
+}
+
+/// What was unpacked.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    /// The digest of the uncompressed stream.
+    pub diff_id: Digest,
+    pub usage: Usage,
+    /// The layer hides everything below it.
+    pub opaque_root: bool,
+    /// Directories that had to be made because the layer has files in them, though no entry for them. Their mode and
+    /// owner are those of the layer below, which is not known here.
+    pub implied: Vec<Vec<u8>>,
+}
+
+/// Parent directories kept open, so that each file below them costs no resolution of its own.
+const OPEN_PARENTS: usize = 8;
+
+/// Unpacks a layer into an empty directory. `scratch` takes an unnamed temporary file.
+///
+/// The reader must end: when its source stalls, it has to fail, since an unpack that fails for another reason still
+/// waits for the read in flight.
+///
+/// # Errors
+/// [`UnpackError`]; the directory then holds a part of the layer, to be removed by the caller.
+pub(super) fn unpack(
+    into: &Root,
+    scratch: &Root,
+    compression: Compression,
+    reader: impl Read + Send,
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
+    unpack_caching(OPEN_PARENTS, into, scratch, (compression, reader), limits)
+}
+
+fn unpack_caching(
+    parents: usize,
+    into: &Root,
+    scratch: &Root,
+    (compression, reader): (Compression, impl Read + Send),
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
+    stream::decompressed(compression, reader, limits.bytes, |blocks| {
+        let mut archive = archive::Archive::new(blocks, limits);
+        let mut tree = tree::Tree::new(into, scratch.as_fd(), limits, parents)?;
+        while let Some(entry) = archive.next_entry()? {
+            tree.apply(&mut archive, &entry)?;
+        }
+        let diff_id = archive.finish()?;
+        let done = tree.finish()?;
+        Ok(Unpacked { diff_id, usage: done.usage, opaque_root: done.opaque_root, implied: done.implied })
+    })
+}

@@ -1,0 +1,172 @@
+//! The byte stream of a layer: decompressed on a thread of its own, hashed and handed out in slices on the caller's.
+
+use std::io::{self, BufReader, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+use super::{Compression, UnpackError};
+use crate::storage::digest::Digest;
+
+/// One buffer; large enough that handing it over costs nothing beside filling it.
+const BUFFER: usize = 256 << 10;
+
+/// Buffers under way between the two threads. With one in each hand, ten in all: 2.5 MiB.
+const UNDER_WAY: usize = 8;
+
+enum Chunk {
+    Data(Vec<u8>),
+    End,
+    Failed(UnpackError),
+}
+
+/// The uncompressed stream, as slices of whatever has arrived.
+pub(super) struct Blocks {
+    chunks: Receiver<Chunk>,
+    used: Sender<Vec<u8>>,
+    buffer: Vec<u8>,
+    position: usize,
+    taken: u64,
+    ended: bool,
+    hash: Sha256,
+    received: u64,
+    limit: u64,
+}
+
+/// Runs `consume` on the uncompressed stream.
+pub(super) fn decompressed<T>(
+    compression: Compression,
+    reader: impl Read + Send,
+    limit: u64,
+    consume: impl FnOnce(Blocks) -> Result<T, UnpackError>,
+) -> Result<T, UnpackError> {
+    let (send, chunks) = sync_channel(UNDER_WAY);
+    let (used, reuse) = channel();
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("decompress".to_owned())
+            .spawn_scoped(scope, move || produce(compression, reader, &send, &reuse))
+            .map_err(|source| UnpackError::Thread { source })?;
+        let blocks = Blocks {
+            chunks,
+            used,
+            buffer: Vec::new(),
+            position: 0,
+            taken: 0,
+            ended: false,
+            hash: Sha256::new(),
+            received: 0,
+            limit,
+        };
+        consume(blocks)
+    })
+}
+
+fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>, reuse: &Receiver<Vec<u8>>) {
+    let mut input = BufReader::with_capacity(BUFFER, reader);
+    let last = match std::io::BufRead::fill_buf(&mut input) {
+        Err(source) => Chunk::Failed(UnpackError::Stream { compression, source }),
+        Ok([]) => Chunk::Failed(UnpackError::Empty),
+        Ok(_) => {
+            let copied = match compression {
+                Compression::None => copy(input, send, reuse),
+                Compression::Gzip => copy(MultiGzDecoder::new(input), send, reuse),
+                Compression::Zstd => {
+                    let _ = send.send(Chunk::Failed(UnpackError::Unsupported(compression)));
+                    return;
+                }
+            };
+            match copied {
+                Ok(()) => Chunk::End,
+                Err(source) => Chunk::Failed(UnpackError::Stream { compression, source }),
+            }
+        }
+    };
+    // A consumer that is gone has an error of its own to tell.
+    let _ = send.send(last);
+}
+
+/// Fills buffers until the source ends, or nobody wants them any more.
+fn copy(mut source: impl Read, send: &SyncSender<Chunk>, reuse: &Receiver<Vec<u8>>) -> io::Result<()> {
+    loop {
+        let mut buffer = reuse.try_recv().unwrap_or_default();
+        buffer.resize(BUFFER, 0);
+        let mut filled = 0;
+        let mut ended = false;
+        while filled < BUFFER && !ended {
+            match source.read(&mut buffer[filled..]) {
+                Ok(0) => ended = true,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer.truncate(filled);
+        if send.send(Chunk::Data(buffer)).is_err() || ended {
+            return Ok(());
+        }
+    }
+}
+
+impl Blocks {
+    /// What has arrived and is not consumed; empty only at the end of the stream.
+    pub(super) fn fill(&mut self) -> Result<&[u8], UnpackError> {
+        while self.position == self.buffer.len() && !self.ended {
+            match self.chunks.recv() {
+                Ok(Chunk::Data(buffer)) => {
+                    let drained = std::mem::replace(&mut self.buffer, buffer);
+                    self.position = 0;
+                    if drained.capacity() > 0 {
+                        // Nobody to reuse it when the stream has ended.
+                        let _ = self.used.send(drained);
+                    }
+                    self.received += u64::try_from(self.buffer.len()).expect("a buffer is smaller than 2^64");
+                    if self.received > self.limit {
+                        return Err(UnpackError::Limit { what: "bytes", limit: self.limit });
+                    }
+                    self.hash.update(&self.buffer);
+                }
+                Ok(Chunk::End) => self.ended = true,
+                Ok(Chunk::Failed(error)) => return Err(error),
+                Err(_) => {
+                    let source = io::Error::other("the decompression thread is gone");
+                    return Err(UnpackError::Thread { source });
+                }
+            }
+        }
+        Ok(&self.buffer[self.position..])
+    }
+
+    /// Marks bytes of the last slice as consumed.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        self.position = (self.position + bytes).min(self.buffer.len());
+        self.taken += u64::try_from(bytes).expect("a buffer is smaller than 2^64");
+    }
+
+    /// Bytes consumed so far.
+    pub(super) fn position(&self) -> u64 {
+        self.taken
+    }
+
+    /// Fills a buffer; says how much of it could be filled before the stream ended.
+    pub(super) fn read_full(&mut self, into: &mut [u8]) -> Result<usize, UnpackError> {
+        let mut filled = 0;
+        while filled < into.len() {
+            let slice = self.fill()?;
+            if slice.is_empty() {
+                break;
+            }
+            let step = slice.len().min(into.len() - filled);
+            into[filled..filled + step].copy_from_slice(&slice[..step]);
+            self.consume(step);
+            filled += step;
+        }
+        Ok(filled)
+    }
+
+    /// The digest of all that was received; call it at the end.
+    pub(super) fn digest(self) -> Digest {
+        Digest::from_sha256(&self.hash.finalize().into())
+    }
+}

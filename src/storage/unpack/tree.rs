@@ -1,0 +1,463 @@
+//! Writing entries below the layer's root.
+//!
+//! Each entry is applied in its parent directory, which is held open; the last component of a name is never followed.
+//! Modes, owners, times and attributes are set through the descriptor of the very thing that was made. Parents stay open
+//! in a small cache, which is emptied whenever anything is removed or replaced, as any of its paths may have led through
+//! that (CVE-2025-47290). Creating something new cannot redirect a path that was resolved before.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Seek as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::archive::{Archive, Entry, Kind, Timestamp};
+use super::error::shown;
+use super::name::{CleanName, Meaning, os};
+use super::{Limits, UnpackError};
+use crate::storage::removal::remove_tree;
+use crate::storage::usage::{Usage, measure};
+use crate::sys::root::{Root, file_type, magic_path};
+use crate::sys::xattr;
+
+mod parents;
+
+use parents::Parents;
+
+/// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
+pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
+
+pub(super) struct Tree<'l> {
+    parents: Parents<'l>,
+    limits: &'l Limits,
+    times: Times,
+    usage: Usage,
+    opaque_root: bool,
+}
+
+/// The outcome of a whole layer.
+pub(super) struct Done {
+    pub usage: Usage,
+    pub opaque_root: bool,
+    pub implied: Vec<Vec<u8>>,
+}
+
+/// An entry being applied: names for messages, and where it goes.
+struct Place<'e> {
+    entry: &'e Entry,
+    name: &'e CleanName,
+    parent: Rc<OwnedFd>,
+    base: &'e [u8],
+}
+
+impl Place<'_> {
+    fn failed(&self, operation: &'static str) -> impl FnOnce(Errno) -> UnpackError {
+        let name = shown(self.name.bytes());
+        move |source| UnpackError::Write { name, operation, source: source.into() }
+    }
+
+    fn refused(&self, why: impl Into<String>) -> UnpackError {
+        UnpackError::Entry { name: shown(self.name.bytes()), why: why.into() }
+    }
+
+    fn stat(&self) -> Result<Stat, UnpackError> {
+        rustix::fs::statat(&self.parent, self.base, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(self.failed("what is there cannot be examined"))
+    }
+
+    fn open(&self, flags: OFlags) -> Result<OwnedFd, UnpackError> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.parent, self.base, flags, Mode::empty()).map_err(self.failed("cannot be opened"))
+    }
+}
+
+impl<'l> Tree<'l> {
+    pub(super) fn new(
+        root: &'l Root,
+        scratch: BorrowedFd<'_>,
+        limits: &'l Limits,
+        open_parents: usize,
+    ) -> Result<Self, UnpackError> {
+        Ok(Self {
+            parents: Parents::new(root, open_parents),
+            limits,
+            times: Times::new(scratch)?,
+            usage: Usage::default(),
+            opaque_root: false,
+        })
+    }
+
+    /// Applies one entry, with its content.
+    pub(super) fn apply(&mut self, archive: &mut Archive<'_>, entry: &Entry) -> Result<(), UnpackError> {
+        let refuse = |why: String| UnpackError::Entry { name: shown(&entry.name), why };
+        let name = CleanName::new(&entry.name, self.limits.path).map_err(refuse)?;
+        if name.is_root() {
+            return self.root(&name, entry);
+        }
+        let (parent, base) = name.split();
+        match name.meaning().map_err(refuse)? {
+            Meaning::Ignored => Ok(()),
+            Meaning::Opaque => {
+                let directory = self.parents.ensure(parent)?;
+                if parent.is_empty() {
+                    self.opaque_root = true;
+                }
+                let place = Place { entry, name: &name, parent: directory, base };
+                let done = set_opaque(place.parent.as_fd());
+                done.map_err(place.failed("its directory cannot be made opaque"))
+            }
+            Meaning::Whiteout(hidden) => {
+                let place = Place { entry, name: &name, parent: self.parents.ensure(parent)?, base: hidden };
+                self.whiteout(&place)
+            }
+            Meaning::Entry => {
+                let place = Place { entry, name: &name, parent: self.parents.ensure(parent)?, base };
+                match entry.kind {
+                    Kind::Directory => self.directory(&place),
+                    Kind::File => self.file(&place, archive),
+                    Kind::HardLink => self.hard_link(&place),
+                    Kind::Symlink => self.symlink(&place),
+                    Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self.special(&place),
+                }
+            }
+        }
+    }
+
+    /// The root may be described, and by nothing but a directory (CVE-2021-29136).
+    fn root(&mut self, name: &CleanName, entry: &Entry) -> Result<(), UnpackError> {
+        if entry.kind != Kind::Directory {
+            let why = "the layer's root can only be a directory".to_owned();
+            return Err(UnpackError::Entry { name: shown(&entry.name), why });
+        }
+        let place = Place { entry, name, parent: self.parents.ensure(b"")?, base: b"." };
+        let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+        describe(&place, fd.as_fd())?;
+        self.times.note(name.bytes(), entry.mtime)
+    }
+
+    fn directory(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        let make = || rustix::fs::mkdirat(&place.parent, place.base, Mode::RWXU);
+        let mut hides = false;
+        match make() {
+            Ok(()) => self.count(4096),
+            Err(Errno::EXIST) => {
+                let there = place.stat()?;
+                if file_type(&there) != FileType::Directory {
+                    hides = is_whiteout(&there);
+                    self.replace(place, &there)?;
+                    make().map_err(place.failed("the directory cannot be made"))?;
+                    self.count(4096);
+                }
+            }
+            Err(error) => return Err(place.failed("the directory cannot be made")(error)),
+        }
+        let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+        describe(place, fd.as_fd())?;
+        if hides {
+            // The layer removes what was there, and then has a directory of its own.
+            set_opaque(fd.as_fd()).map_err(place.failed("it cannot be made opaque"))?;
+        }
+        self.parents.described(place.name.bytes(), fd);
+        self.times.note(place.name.bytes(), place.entry.mtime)
+    }
+
+    fn file(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(&place.parent, place.base, flags, Mode::RUSR | Mode::WUSR);
+        let fd = self.make(place, "the file cannot be made", open)?;
+        let mut file = File::from(fd);
+        let stored = match &place.entry.regions {
+            None => copy(place, archive, &mut file)?,
+            Some(regions) => copy_regions(place, archive, &file, regions)?,
+        };
+        self.count(stored.next_multiple_of(4096));
+        describe(place, file.as_fd())?;
+        rustix::fs::futimens(&file, &stamps(place.entry.mtime)).map_err(place.failed("its time cannot be set"))
+    }
+
+    fn hard_link(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        let target = CleanName::new(&place.entry.link, self.limits.path)
+            .map_err(|why| place.refused(format!("the target of the hard link: {why}")))?;
+        let (parent, base) = target.split();
+        let found = if target.is_root() { None } else { self.parents.find(parent)? };
+        let found = found.ok_or_else(|| place.refused("the target of the hard link is not in this layer"))?;
+        let stat = rustix::fs::statat(&found, base, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.map_err(place.failed("the target of the hard link is not in this layer"))?;
+        if file_type(&stat) == FileType::Directory {
+            return Err(place.refused("the target of the hard link is a directory"));
+        }
+        let link = || rustix::fs::linkat(&found, base, &place.parent, place.base, AtFlags::empty());
+        if link() == Err(Errno::EXIST) {
+            let there = place.stat()?;
+            if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) {
+                return Ok(());
+            }
+        }
+        self.make(place, "the hard link cannot be made", link)
+    }
+
+    fn symlink(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        let target = place.entry.link.as_slice();
+        if target.is_empty() || target.contains(&0) {
+            return Err(place.refused("the target of the symlink is empty, or holds a NUL byte"));
+        }
+        self.make(place, "the symlink cannot be made", || rustix::fs::symlinkat(target, &place.parent, place.base))?;
+        self.count(0);
+        let (owner, group) = owner(place.entry);
+        rustix::fs::chownat(&place.parent, place.base, owner, group, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(place.failed("its owner cannot be set"))?;
+        if place.entry.xattrs.iter().any(|(name, _)| wanted(name, FileType::Symlink)) {
+            let fd = place.open(OFlags::PATH)?;
+            set_attributes(place, fd.as_fd(), FileType::Symlink)?;
+        }
+        rustix::fs::utimensat(&place.parent, place.base, &stamps(place.entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(place.failed("its time cannot be set"))
+    }
+
+    fn special(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        let kind = match place.entry.kind {
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        let (major, minor) = place.entry.device;
+        let device = rustix::fs::makedev(major, minor);
+        let make = || rustix::fs::mknodat(&place.parent, place.base, kind, Mode::RUSR | Mode::WUSR, device);
+        self.make(place, "the device or FIFO cannot be made", make)?;
+        self.count(0);
+        let (owner, group) = owner(place.entry);
+        rustix::fs::chownat(&place.parent, place.base, owner, group, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(place.failed("its owner cannot be set"))?;
+        // Opening a device or a FIFO acts on it; this descriptor only names it, and chmod goes by its magic link.
+        let fd = place.open(OFlags::PATH)?;
+        let mode = Mode::from_raw_mode(place.entry.mode);
+        rustix::fs::chmodat(rustix::fs::CWD, magic_path(fd.as_fd()), mode, AtFlags::empty())
+            .map_err(place.failed("its mode cannot be set"))?;
+        set_attributes(place, fd.as_fd(), kind)?;
+        rustix::fs::utimensat(&place.parent, place.base, &stamps(place.entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(place.failed("its time cannot be set"))
+    }
+
+    /// Hides a name of the layers below. What this layer itself has under that name stays (OCI image specification,
+    /// "Whiteouts"), but is then not merged with anything.
+    fn whiteout(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        match rustix::fs::mknodat(&place.parent, place.base, FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => {
+                self.count(0);
+                Ok(())
+            }
+            Err(Errno::EXIST) if file_type(&place.stat()?) == FileType::Directory => {
+                let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+                set_opaque(fd.as_fd()).map_err(place.failed("what it hides cannot be made opaque"))
+            }
+            Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(place.failed("the whiteout cannot be made")(error)),
+        }
+    }
+
+    /// Makes something new, in the place of whatever has its name.
+    fn make<T>(
+        &mut self,
+        place: &Place<'_>,
+        operation: &'static str,
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        match make() {
+            Err(Errno::EXIST) => {
+                let there = place.stat()?;
+                self.replace(place, &there)?;
+                make().map_err(place.failed(operation))
+            }
+            made => made.map_err(place.failed(operation)),
+        }
+    }
+
+    /// Removes what an entry replaces: never written through, as it may be linked from elsewhere (RUSTSEC-2018-0002).
+    fn replace(&mut self, place: &Place<'_>, there: &Stat) -> Result<(), UnpackError> {
+        self.parents.forget();
+        let failed = |source| UnpackError::Write {
+            name: shown(place.name.bytes()),
+            operation: "what it replaces cannot be removed",
+            source,
+        };
+        if file_type(there) == FileType::Directory {
+            let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let below = measure(fd.as_fd()).map_err(failed)?;
+            self.usage = self.usage.minus(below).minus(Usage { bytes: 4096, inodes: 1 });
+        } else if there.st_nlink <= 1 {
+            let size = u64::try_from(there.st_size).unwrap_or(0);
+            let bytes = if file_type(there) == FileType::RegularFile { size.next_multiple_of(4096) } else { 0 };
+            self.usage = self.usage.minus(Usage { bytes, inodes: 1 });
+        }
+        remove_tree(place.parent.as_fd(), os(place.base)).map_err(failed)
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.usage = self.usage.plus(Usage { bytes, inodes: 1 });
+    }
+
+    /// Sets the times of directories, which every entry in them changed.
+    pub(super) fn finish(mut self) -> Result<Done, UnpackError> {
+        self.times.replay(|path, mtime| {
+            let name = CleanName::new(if path.is_empty() { b"." } else { path }, self.limits.path);
+            let Ok(name) = name else { return Ok(()) };
+            let (parent, base) = if name.is_root() { (&b""[..], &b"."[..]) } else { name.split() };
+            let Some(parent) = self.parents.find(parent)? else { return Ok(()) };
+            // A later entry may have replaced the directory; that has its own time.
+            let still = rustix::fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW);
+            if still.is_ok_and(|stat| file_type(&stat) == FileType::Directory) {
+                rustix::fs::utimensat(&parent, base, &stamps(mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(|source| {
+                    let operation = "its time cannot be set";
+                    UnpackError::Write { name: shown(path), operation, source: source.into() }
+                })?;
+            }
+            Ok(())
+        })?;
+        let implied = self.parents.implied();
+        let made = u64::try_from(implied.len()).expect("a count in memory");
+        let usage = self.usage.plus(Usage { bytes: made * 4096, inodes: made });
+        Ok(Done { usage, opaque_root: self.opaque_root, implied })
+    }
+}
+
+/// Whether this is an overlay's whiteout.
+pub(in crate::storage) fn is_whiteout(stat: &Stat) -> bool {
+    file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+fn set_opaque(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    xattr::set(fd, OPAQUE.as_ref(), b"y").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+}
+
+/// Owner, then mode, since a change of owner clears set-uid; then attributes, since it drops file capabilities.
+fn describe(place: &Place<'_>, fd: BorrowedFd<'_>) -> Result<(), UnpackError> {
+    let (owner, group) = owner(place.entry);
+    rustix::fs::fchown(fd, owner, group).map_err(place.failed("its owner cannot be set"))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(place.entry.mode)).map_err(place.failed("its mode cannot be set"))?;
+    let kind = if place.entry.kind == Kind::Directory { FileType::Directory } else { FileType::RegularFile };
+    set_attributes(place, fd, kind)
+}
+
+/// Attributes that mean something in a container. An overlay's own would let a layer reach into others; those of SELinux
+/// belong to the host's policy; the kernel allows `user.` on files and directories only (xattr(7)).
+fn wanted(name: &[u8], kind: FileType) -> bool {
+    let plain = matches!(kind, FileType::RegularFile | FileType::Directory);
+    let refused: &[&[u8]] =
+        &[b"trusted.overlay.", b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"];
+    !name.contains(&0) && !refused.iter().any(|start| name.starts_with(start)) && (plain || !name.starts_with(b"user."))
+}
+
+fn set_attributes(place: &Place<'_>, fd: BorrowedFd<'_>, kind: FileType) -> Result<(), UnpackError> {
+    let plain = matches!(kind, FileType::RegularFile | FileType::Directory);
+    for (name, value) in place.entry.xattrs.iter().filter(|(name, _)| wanted(name, kind)) {
+        let set = if plain { xattr::set } else { xattr::set_by_path_fd };
+        match set(fd, os(name), value) {
+            Ok(()) => {}
+            // A file system without such attributes is no reason to refuse the image, except when programs in it
+            // would then lack their capabilities.
+            Err(error)
+                if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) && name != b"security.capability" => {}
+            Err(source) => {
+                let name = shown(place.name.bytes());
+                return Err(UnpackError::Write { name, operation: "an extended attribute cannot be set", source });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stamps(mtime: Timestamp) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn copy(place: &Place<'_>, archive: &mut Archive<'_>, file: &mut File) -> Result<u64, UnpackError> {
+    let mut written = 0;
+    loop {
+        let slice = archive.content()?;
+        let length = slice.len();
+        if length == 0 {
+            return Ok(written);
+        }
+        file.write_all(slice).map_err(|source| not_written(place, source))?;
+        archive.took(length);
+        written += u64::try_from(length).expect("a slice is smaller than 2^64");
+    }
+}
+
+fn copy_regions(
+    place: &Place<'_>,
+    archive: &mut Archive<'_>,
+    file: &File,
+    regions: &[(u64, u64)],
+) -> Result<u64, UnpackError> {
+    let mut written = 0;
+    for &(mut offset, mut left) in regions {
+        while left > 0 {
+            let slice = archive.content()?;
+            let length = slice.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            if length == 0 {
+                return Err(place.refused("its sparse map asks for more than it holds"));
+            }
+            file.write_all_at(&slice[..length], offset).map_err(|source| not_written(place, source))?;
+            archive.took(length);
+            let step = u64::try_from(length).expect("a slice is smaller than 2^64");
+            (offset, left, written) = (offset + step, left - step, written + step);
+        }
+    }
+    file.set_len(place.entry.size).map_err(|source| not_written(place, source))?;
+    Ok(written)
+}
+
+fn not_written(place: &Place<'_>, source: std::io::Error) -> UnpackError {
+    UnpackError::Write { name: shown(place.name.bytes()), operation: "its content cannot be written", source }
+}
+
+/// Directory times to be set at the end, kept in an unnamed file: there may be millions.
+struct Times(BufWriter<File>);
+
+impl Times {
+    fn new(scratch: BorrowedFd<'_>) -> Result<Self, UnpackError> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(scratch, ".", flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|source| UnpackError::Scratch { operation: "cannot be made", source: source.into() })?;
+        Ok(Self(BufWriter::with_capacity(64 << 10, File::from(file))))
+    }
+
+    /// One record: seconds and nanoseconds, and the path up to a NUL, which no clean name holds.
+    fn note(&mut self, path: &[u8], mtime: Timestamp) -> Result<(), UnpackError> {
+        let mut record = Vec::with_capacity(path.len() + 13);
+        record.extend_from_slice(&mtime.seconds.to_le_bytes());
+        record.extend_from_slice(&mtime.nanoseconds.to_le_bytes());
+        record.extend_from_slice(path);
+        record.push(0);
+        self.0.write_all(&record).map_err(|source| UnpackError::Scratch { operation: "cannot be written", source })
+    }
+
+    fn replay(self, mut apply: impl FnMut(&[u8], Timestamp) -> Result<(), UnpackError>) -> Result<(), UnpackError> {
+        let unread = |source| UnpackError::Scratch { operation: "cannot be read back", source };
+        let mut file = self.0.into_inner().map_err(|error| unread(error.into_error()))?;
+        file.rewind().map_err(unread)?;
+        let mut reader = BufReader::with_capacity(64 << 10, file);
+        let mut path = Vec::new();
+        while !reader.fill_buf().map_err(unread)?.is_empty() {
+            let (mut seconds, mut nanoseconds) = ([0; 8], [0; 4]);
+            std::io::Read::read_exact(&mut reader, &mut seconds).map_err(unread)?;
+            std::io::Read::read_exact(&mut reader, &mut nanoseconds).map_err(unread)?;
+            path.clear();
+            reader.read_until(0, &mut path).map_err(unread)?;
+            path.pop();
+            let mtime =
+                Timestamp { seconds: i64::from_le_bytes(seconds), nanoseconds: u32::from_le_bytes(nanoseconds) };
+            apply(&path, mtime)?;
+        }
+        Ok(())
+    }
+}
