@@ -2,4 +2,9 @@
 //! borrowed descriptors, and their errors name the call and the path.
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
+pub mod caps;
+pub mod clone;
 pub mod exec;
+pub mod pidfd;
+pub mod process;
+pub mod seqpacket;
