@@ -7,4 +7,5 @@ pub mod clone;
 pub mod exec;
 pub mod pidfd;
 pub mod process;
+pub mod reactor;
 pub mod seqpacket;

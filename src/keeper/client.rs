@@ -15,8 +15,8 @@ use self::link::{Answer, Command, OnLoss};
 use self::mirror::Mirror;
 use super::KeeperError;
 use super::protocol::{Body, ErrorCode, Exit, ExitStatus, HoldOp, InitOp, Op, SpawnOp};
-use crate::sys::pidfd;
 use crate::sys::seqpacket::MAX_FDS;
+use crate::sys::{pidfd, reactor};
 
 mod link;
 mod mirror;
@@ -296,8 +296,7 @@ fn now_ns() -> i64 {
 /// Waits until a process has ended, reaped or not.
 async fn ended(process: &OwnedFd) {
     // A duplicate, since tokio takes each number once. Without one, look from time to time.
-    let registered =
-        process.try_clone().and_then(|fd| tokio::io::unix::AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE));
+    let registered = process.try_clone().and_then(|fd| reactor::register(fd, tokio::io::Interest::READABLE));
     if let Ok(fd) = registered
         && fd.readable().await.is_ok()
     {

@@ -13,6 +13,7 @@ use super::KeeperOptions;
 use crate::keeper::KeeperError;
 use crate::keeper::protocol::{Body, Op, Reply, Request, VERSION};
 use crate::sys::exec::{self, Readiness};
+use crate::sys::reactor;
 use crate::sys::seqpacket::{self, Datagram, MAX_BYTES};
 
 /// The first answer, and the first line of a new keeper, come within this time or not at all.
@@ -57,7 +58,8 @@ pub fn is_absent(error: &KeeperError) -> bool {
 /// Connects and exchanges greetings.
 pub async fn connect(path: &Path) -> Result<Connected, KeeperError> {
     let connect_error = |source| KeeperError::Connect { path: path.to_owned(), source };
-    let socket = seqpacket::dial(path).and_then(AsyncFd::register).map(Socket).map_err(connect_error)?;
+    let socket = seqpacket::dial(path).and_then(|fd| reactor::register(fd, Interest::READABLE | Interest::WRITABLE));
+    let socket = socket.map(Socket).map_err(connect_error)?;
     let hello = Request { v: VERSION, seq: 1, op: &Op::Hello };
     let hello = serde_json::to_vec(&hello).map_err(|error| connect_error(error.into()))?;
     let greeting = async {
