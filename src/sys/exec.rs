@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// A program that has ended is not waited for any longer than this because something it left behind holds its output open.
+const DRAIN: Duration = Duration::from_millis(500);
 
 /// What to run. The child gets exactly `env`, the working directory `/`, descriptors 0 to 2, and a process group of its own.
 #[derive(Debug, Clone)]
@@ -55,6 +58,9 @@ fn tail(stderr: &[u8]) -> String {
 /// then dead), [`ExecError::Wait`] when the kernel refuses its status. A non-zero exit is not an error here.
 pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     let program = exec.program.clone();
+    let spawn_error = |source| ExecError::Spawn { program: program.clone(), source };
+    // Marked here and not in the child, whose way to the program then stays the short one (vfork).
+    super::clone::close_on_exec_from(3).map_err(spawn_error)?;
     let mut command = std::process::Command::new(&exec.program);
     command
         .args(&exec.args)
@@ -67,8 +73,9 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
         .stderr(Stdio::piped());
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
-    let mut child = command.spawn().map_err(|source| ExecError::Spawn { program: program.clone(), source })?;
-    let group = child.id();
+    let mut child = command.spawn().map_err(spawn_error)?;
+    // Also when the caller drops this future: a helper's own children must not go on without it.
+    let mut group = Group(child.id());
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let input = exec.stdin;
     let feed = async move {
@@ -81,24 +88,106 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     let mut out = Vec::new();
     let mut err = Vec::new();
     let finished = tokio::time::timeout(exec.timeout, async {
-        let ((), (), (), status) = tokio::join!(
-            feed,
-            read_capped(stdout, &mut out, exec.output_cap),
-            read_capped(stderr, &mut err, exec.output_cap),
-            child.wait()
-        );
-        status
+        let talk = async {
+            tokio::join!(
+                feed,
+                read_capped(stdout, &mut out, exec.output_cap),
+                read_capped(stderr, &mut err, exec.output_cap)
+            );
+        };
+        tokio::pin!(talk);
+        tokio::select! {
+            () = &mut talk => child.wait().await,
+            status = child.wait() => {
+                // What is in the pipes is had at once; a longer wait is for a process that does not end.
+                let _ = tokio::time::timeout(DRAIN, talk).await;
+                status
+            }
+        }
     })
     .await;
     match finished {
-        Ok(Ok(status)) => Ok(Output { status, stdout: out, stderr: err }),
-        Ok(Err(source)) => Err(ExecError::Wait { program, source }),
+        Ok(status) => {
+            // Reaped: the number may belong to somebody else now.
+            group.0 = None;
+            let status = status.map_err(|source| ExecError::Wait { program, source })?;
+            Ok(Output { status, stdout: out, stderr: err })
+        }
         Err(_) => {
-            kill_group(group);
-            let _ = child.wait().await;
+            kill_group(group.0.take());
+            // A process that cannot die now (waiting for a dead disk) is reaped later, by tokio.
+            let _ = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
             Err(ExecError::TimedOut { program, after: exec.timeout, stderr: err })
         }
     }
+}
+
+/// Killed when dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        kill_group(self.0.take());
+    }
+}
+
+/// A program that serves for longer than this process.
+#[derive(Debug)]
+pub struct Service {
+    child: tokio::process::Child,
+    pub readiness: Readiness,
+}
+
+/// What a service said first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// The first line that it wrote to standard output, without its end; empty if it wrote none.
+    Line(String),
+    /// It said nothing in time, and has been killed.
+    TimedOut,
+}
+
+impl Service {
+    /// Waits for its end, so that it leaves no zombie.
+    pub async fn ended(mut self) {
+        // There is nothing to be done about a failure, and nothing depends on it.
+        let _ = self.child.wait().await;
+    }
+}
+
+/// Starts a program that lives on when this process ends, under the name `name`, and waits for its first line of output.
+/// It inherits standard error, and nothing else: no environment, no other descriptor.
+///
+/// # Errors
+/// When it cannot be started.
+pub async fn start_service(program: &Path, name: &str, args: &[OsString], clock: Duration) -> io::Result<Service> {
+    super::clone::close_on_exec_from(3)?;
+    let mut command = std::process::Command::new(program);
+    command.arg0(name).args(args).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = tokio::process::Command::from(command).spawn()?;
+    let stdout = child.stdout.take();
+    let readiness = match tokio::time::timeout(clock, first_line(stdout)).await {
+        Ok(line) => Readiness::Line(line),
+        Err(_) => {
+            // Not ours to wait for: tokio reaps it when it is gone.
+            let _ = child.start_kill();
+            Readiness::TimedOut
+        }
+    };
+    Ok(Service { child, readiness })
+}
+
+async fn first_line(pipe: Option<tokio::process::ChildStdout>) -> String {
+    let mut line = Vec::new();
+    if let Some(mut pipe) = pipe {
+        while line.len() < 4096 {
+            match pipe.read_u8().await {
+                Ok(b'\n') | Err(_) => break,
+                Ok(byte) => line.push(byte),
+            }
+        }
+    }
+    String::from_utf8_lossy(&line).into_owned()
 }
 
 fn kill_group(group: Option<u32>) {
