@@ -1,0 +1,128 @@
+//! Manifests, indexes and configs on disk, byte for byte as they came: `blobs/sha256/<hex>`.
+//!
+//! All methods block.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::document::MAX_CONFIG;
+use super::error::ImageError;
+use super::layers::Usage;
+use crate::storage::Digest;
+
+/// The folder of documents.
+#[derive(Debug)]
+pub(super) struct Blobs {
+    folder: PathBuf,
+}
+
+impl Blobs {
+    /// Opens or makes the folder; what a crash left half-written is removed.
+    pub(super) fn open(root: &Path) -> Result<Self, ImageError> {
+        let folder = root.join("blobs").join("sha256");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|source| ImageError::disk(&folder, "the folder cannot be made", source))?;
+        let blobs = Self { folder };
+        blobs.sweep(|name| name.starts_with(TEMPORARY))?;
+        Ok(blobs)
+    }
+
+    /// Writes documents durably: file, content, folder.
+    pub(super) fn put<'a>(&self, documents: impl Iterator<Item = (&'a Digest, &'a [u8])>) -> Result<(), ImageError> {
+        let mut wrote = false;
+        for (digest, bytes) in documents {
+            let path = self.path(digest);
+            if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && usize_of(found.len()) == bytes.len()) {
+                continue;
+            }
+            let temporary = self.folder.join(format!("{TEMPORARY}{}", digest.hex()));
+            write_durably(&temporary, bytes)
+                .and_then(|()| fs::rename(&temporary, &path))
+                .map_err(|source| ImageError::disk(&path, "the document cannot be written", source))?;
+            wrote = true;
+        }
+        if wrote {
+            File::open(&self.folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|source| ImageError::disk(&self.folder, "the folder cannot be synced", source))?;
+        }
+        Ok(())
+    }
+
+    /// A document, if it is there and still has its digest.
+    pub(super) fn get(&self, digest: &Digest) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let file = File::open(self.path(digest))?;
+        file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut bytes)?;
+        if Digest::of(&bytes) == *digest {
+            Ok(bytes)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "its content has another digest"))
+        }
+    }
+
+    /// Removes documents; one that is gone already is no error.
+    pub(super) fn remove<'a>(&self, digests: impl Iterator<Item = &'a Digest>) -> Result<(), ImageError> {
+        for digest in digests {
+            let path = self.path(digest);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(ImageError::disk(path, "the document cannot be removed", source));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all but some documents.
+    pub(super) fn retain(&self, keep: &HashSet<&Digest>) -> Result<(), ImageError> {
+        let names: HashSet<&str> = keep.iter().map(|digest| digest.hex()).collect();
+        self.sweep(|name| !names.contains(name))
+    }
+
+    /// Room taken by all documents.
+    pub(super) fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if let Ok(found) = entry.metadata() {
+                usage.bytes += found.blocks() * 512;
+                usage.inodes += 1;
+            }
+        }
+        usage
+    }
+
+    fn sweep(&self, doomed: impl Fn(&str) -> bool) -> Result<(), ImageError> {
+        let failed = |source| ImageError::disk(&self.folder, "the folder cannot be swept", source);
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_str().is_none_or(&doomed) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(digest.hex())
+    }
+}
+
+const TEMPORARY: &str = ".new-";
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn usize_of(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,165 @@
+//! What can go wrong with images. Nothing here ever holds a URL, a header, a token or a server's own words.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::document::ContentError;
+use super::layers::LayerError;
+use super::reference::ReferenceError;
+use super::registries::RegistriesError;
+
+/// An operation on images failed. Cheap to clone: everybody who joined a pull gets it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error("{prefix:?} stands for more than one image: {}", candidates.join(", "))]
+    Ambiguous { prefix: String, candidates: Vec<String> },
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    #[error("the credentials for {0} cannot be used: {1}")]
+    Credentials(String, &'static str),
+    /// The kubelet looks for this first word.
+    #[error("RegistryUnavailable: {stage} of {reference}: {attempts}")]
+    Unavailable { reference: String, stage: &'static str, attempts: Attempts },
+    #[error("{stage} of {reference}: {attempts}")]
+    Refused { reference: String, stage: &'static str, attempts: Attempts },
+    #[error("{reference}: {source}")]
+    Content { reference: String, source: ContentError },
+    #[error("{reference}: layer {layer} cannot be unpacked: {source}")]
+    Unpack { reference: String, layer: String, source: LayerError },
+    #[error("{reference}: its layers cannot be made durable: {source}")]
+    Commit { reference: String, source: LayerError },
+    #[error("{}: {doing}: {source}", path.display())]
+    Disk { path: PathBuf, doing: &'static str, source: Arc<io::Error> },
+    #[error("{}: {doing}: {source}", path.display())]
+    Database { path: PathBuf, doing: &'static str, source: Arc<redb::Error> },
+    #[error("{}: not an image archive: {reason}", path.display())]
+    Archive { path: PathBuf, reason: String },
+    #[error("{reference}: the pull ended without a result")]
+    Lost { reference: String },
+}
+
+/// How a caller should see an [`ImageError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Invalid,
+    NotFound,
+    /// Refused by the registry or by configuration.
+    Denied,
+    /// The registry could not be reached; trying again later may help.
+    Unavailable,
+    /// The image is broken or hostile, or cannot run here.
+    BadImage,
+    Internal,
+}
+
+impl ImageError {
+    /// The class of the error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Reference(_) | Self::Ambiguous { .. } | Self::Credentials(..) | Self::Archive { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::Registries(RegistriesError::Blocked { .. }) => ErrorKind::Denied,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::Refused { attempts, .. } => match attempts.0.last().map(|attempt| &attempt.failure) {
+                Some(Failure::NotFound) => ErrorKind::NotFound,
+                Some(Failure::Content(_)) => ErrorKind::BadImage,
+                _ => ErrorKind::Denied,
+            },
+            Self::Content { .. } | Self::Unpack { .. } => ErrorKind::BadImage,
+            Self::Registries(_)
+            | Self::Commit { .. }
+            | Self::Disk { .. }
+            | Self::Database { .. }
+            | Self::Lost { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// The error of a pull whose every place failed; the last place is the registry itself and decides the kind.
+    pub(super) fn from_attempts(reference: &str, stage: &'static str, attempts: Vec<Attempt>) -> Self {
+        let unavailable = attempts.last().is_some_and(|attempt| attempt.failure.is_unavailability());
+        let (reference, attempts) = (reference.to_owned(), Attempts(attempts));
+        if unavailable {
+            Self::Unavailable { reference, stage, attempts }
+        } else {
+            Self::Refused { reference, stage, attempts }
+        }
+    }
+
+    pub(super) fn disk(path: impl Into<PathBuf>, doing: &'static str, source: io::Error) -> Self {
+        Self::Disk { path: path.into(), doing, source: Arc::new(source) }
+    }
+}
+
+/// One place that was asked, and why it did not serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// `host[:port]` only.
+    pub host: String,
+    pub failure: Failure,
+}
+
+/// Every place that was asked, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempts(pub Vec<Attempt>);
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, attempt) in self.0.iter().enumerate() {
+            let separator = if n == 0 { "" } else { "; " };
+            write!(f, "{separator}{}: {}", attempt.host, attempt.failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why one place did not serve a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No connection, or a connection that broke; the text is the innermost cause, which never holds a URL.
+    #[error("{0}")]
+    Connection(String),
+    #[error("no answer and no byte for {} ms", after.as_millis())]
+    Stalled { after: Duration },
+    #[error("HTTP {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
+    Status { status: u16, code: Option<&'static str> },
+    #[error("too many requests (HTTP 429){}", wait.map(|s| format!("; it asks to wait {s} s")).unwrap_or_default())]
+    RateLimited { wait: Option<u64> },
+    #[error("not found")]
+    NotFound,
+    #[error("unauthorized: {0}")]
+    Unauthorized(&'static str),
+    #[error("access denied{}", .0.map(|code| format!(" ({code})")).unwrap_or_default())]
+    Denied(Option<&'static str>),
+    #[error("its token service is refused: {0}")]
+    Realm(&'static str),
+    #[error("its redirect is refused: {0}")]
+    Redirect(&'static str),
+    #[error("its TLS settings cannot be used: {0}")]
+    Tls(String),
+    #[error("the body ended after {got} of {want} bytes")]
+    Truncated { got: u64, want: u64 },
+    #[error("unpacking failed: {0}")]
+    Unpack(LayerError),
+    #[error("{0}")]
+    Content(#[from] ContentError),
+}
+
+impl Failure {
+    /// The registry could not be reached or did not work: the kubelet's `RegistryUnavailable`.
+    #[must_use]
+    pub fn is_unavailability(&self) -> bool {
+        match self {
+            Self::Connection(_) | Self::Stalled { .. } | Self::RateLimited { .. } | Self::Truncated { .. } => true,
+            Self::Status { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+}

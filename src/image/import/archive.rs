@@ -1,0 +1,239 @@
+//! A folder or a tar file as a set of named, seekable files.
+//!
+//! The tar reader is our own, as it only has to find regular files: nothing is unpacked, long headers are bounded, and
+//! what is not a regular file is passed over. Names are looked up, never followed.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::super::error::ImageError;
+
+const BLOCK: u64 = 512;
+const MAX_ENTRIES: usize = 100_000;
+/// Largest extended header, in bytes.
+const MAX_EXTENDED: u64 = 64 * 1024;
+/// Most that a gzip archive may unpack to, in bytes.
+const MAX_UNPACKED: u64 = 256 * 1024 * 1024 * 1024;
+const TEMPORARY: &str = ".import-";
+
+/// What images are imported from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Folder { folder: File, path: String },
+    Tar { file: Arc<File>, entries: HashMap<String, (u64, u64)> },
+}
+
+/// One file of it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+/// Removes what a crash during an import left over.
+pub(in crate::image) fn sweep(root: &Path) -> Result<(), ImageError> {
+    let failed = |source| ImageError::disk(root, "the folder cannot be swept", source);
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+impl Source {
+    /// Opens a layout folder or a tar. A gzip one is unpacked to a nameless file below `root` first.
+    pub(super) fn open(path: &Path, root: &Path) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::disk(path, "cannot be read", source);
+        let bad = |reason: &str| ImageError::Archive { path: path.to_owned(), reason: reason.to_owned() };
+        // Not blocking: a pipe in place of the file must not hold the import for ever.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?;
+        if kind.is_dir() {
+            return Ok(Self::Folder { folder: file, path: path.display().to_string() });
+        }
+        if !kind.is_file() {
+            return Err(bad("it is neither a folder nor a file"));
+        }
+        let mut magic = [0; 4];
+        let n = file.read_at(&mut magic, 0).map_err(failed)?;
+        let file = match &magic[..n] {
+            [0x1f, 0x8b, ..] => gunzip(file, root).map_err(failed)?,
+            [0x28, 0xb5, 0x2f, 0xfd] => return Err(bad("a zstd archive; unpack it with zstd -d first")),
+            _ => file,
+        };
+        let entries = index(&file).map_err(|error| bad(&error.to_string()))?;
+        Ok(Self::Tar { file: Arc::new(file), entries })
+    }
+
+    /// A file by its name in the archive; `None` when it is not there.
+    pub(super) fn find(&self, name: &str) -> Result<Option<Entry>, ImageError> {
+        match self {
+            Self::Tar { file, entries } => {
+                Ok(entries.get(name).map(|(at, size)| Entry { file: file.clone(), at: *at, end: at + size }))
+            }
+            Self::Folder { folder, path } => {
+                let failed = |source: io::Error| ImageError::disk(format!("{path}/{name}"), "cannot be read", source);
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                let file = match rustix::fs::openat2(folder, name, flags, Mode::empty(), resolve) {
+                    Ok(file) => File::from(file),
+                    Err(rustix::io::Errno::NOENT) => return Ok(None),
+                    Err(error) => return Err(failed(error.into())),
+                };
+                let found = file.metadata().map_err(failed)?;
+                if !found.is_file() {
+                    return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+                }
+                Ok(Some(Entry { file: Arc::new(file), at: 0, end: found.len() }))
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// Bytes left to read.
+    pub(super) fn size(&self) -> u64 {
+        self.end - self.at
+    }
+}
+
+impl Read for Entry {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.size()).unwrap_or(usize::MAX).min(into.len());
+        let n = self.file.read_at(&mut into[..room], self.at)?;
+        if n == 0 && room > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is cut off"));
+        }
+        self.at += u64::try_from(n).unwrap_or(0);
+        Ok(n)
+    }
+}
+
+fn gunzip(file: File, root: &Path) -> io::Result<File> {
+    let path = root.join(format!("{TEMPORARY}{}", std::process::id()));
+    // One after the other: the name is free again as soon as the file is open.
+    let mut out = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    fs::remove_file(&path)?;
+    let mut content = flate2::read::MultiGzDecoder::new(io::BufReader::new(file)).take(MAX_UNPACKED + 1);
+    if io::copy(&mut content, &mut out)? > MAX_UNPACKED {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more than 256 GiB"));
+    }
+    out.flush()?;
+    out.seek(SeekFrom::Start(0))?;
+    Ok(out)
+}
+
+/// Where each regular file of a tar is. The first of two files with one name counts: what is checked is what is used.
+fn index(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
+    let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    let length = file.metadata()?.len();
+    let mut entries = HashMap::new();
+    let mut at = 0;
+    let mut count = 0;
+    let mut extended = Extended::default();
+    while at + BLOCK <= length {
+        let mut header = [0; 512];
+        file.read_exact_at(&mut header, at)?;
+        at += BLOCK;
+        if header.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        count += 1;
+        if count > MAX_ENTRIES {
+            return Err(bad("it has too many entries"));
+        }
+        if !checksum_fits(&header) {
+            return Err(bad("it is not a tar archive, or is damaged"));
+        }
+        let kind = header[156];
+        let own = matches!(kind, b'x' | b'g' | b'L' | b'K');
+        let stated = number(&header[124..136]).ok_or_else(|| bad("an entry's size is not a number"))?;
+        let size = if own { stated } else { extended.size.unwrap_or(stated) };
+        let end = at.checked_add(size).filter(|end| *end <= length).ok_or_else(|| bad("it is cut off"))?;
+        match kind {
+            b'x' | b'L' => {
+                if size > MAX_EXTENDED {
+                    return Err(bad("an extended header is too long"));
+                }
+                let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+                file.read_exact_at(&mut text, at)?;
+                extended.read(kind, &text);
+            }
+            b'g' | b'K' => {}
+            b'0' | 0 => {
+                let name = extended.name.take().unwrap_or_else(|| short_name(&header));
+                let name = name.trim_start_matches("./").to_owned();
+                entries.entry(name).or_insert((at, size));
+                extended = Extended::default();
+            }
+            _ => extended = Extended::default(),
+        }
+        at = end.div_ceil(BLOCK) * BLOCK;
+    }
+    Ok(entries)
+}
+
+/// What a PAX or GNU header says of the entry that follows.
+#[derive(Default)]
+struct Extended {
+    name: Option<String>,
+    size: Option<u64>,
+}
+
+impl Extended {
+    fn read(&mut self, kind: u8, text: &[u8]) {
+        if kind == b'L' {
+            self.name = Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
+            return;
+        }
+        // Records of "<length> <key>=<value>\n".
+        let mut rest = text;
+        while let Some(space) = rest.iter().position(|b| *b == b' ') {
+            let length = std::str::from_utf8(&rest[..space]).ok().and_then(|text| text.parse::<usize>().ok());
+            let Some(record) = length.filter(|n| *n > space + 1).and_then(|n| rest.get(space + 1..n)) else { return };
+            let record = String::from_utf8_lossy(record);
+            match record.trim_end_matches('\n').split_once('=') {
+                Some(("path", value)) => self.name = Some(value.to_owned()),
+                Some(("size", value)) => self.size = value.parse().ok(),
+                _ => {}
+            }
+            rest = &rest[length.unwrap_or(rest.len())..];
+        }
+    }
+}
+
+fn short_name(header: &[u8; 512]) -> String {
+    let text = |field: &[u8]| {
+        let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
+        String::from_utf8_lossy(&field[..end]).into_owned()
+    };
+    let name = text(&header[..100]);
+    let prefix =
+        if &header[257..262] == b"ustar" && header[263] != b' ' { text(&header[345..500]) } else { String::new() };
+    if prefix.is_empty() { name } else { format!("{prefix}/{name}") }
+}
+
+fn checksum_fits(header: &[u8; 512]) -> bool {
+    let sum: u64 =
+        header.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u64::from(*b) }).sum();
+    number(&header[148..156]) == Some(sum)
+}
+
+/// Octal text, or GNU's base 256.
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] & 0x80 != 0 {
+        let bytes = field[1..].iter().skip_while(|b| **b == 0);
+        return bytes.clone().count().le(&8).then(|| bytes.fold(0, |sum, b| sum << 8 | u64::from(*b)));
+    }
+    let text = std::str::from_utf8(field).ok()?.trim_matches(['\0', ' ']);
+    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
+}

@@ -1,0 +1,163 @@
+//! One layer: downloaded, verified and unpacked in one pass.
+
+use std::io::{Cursor, Read as _};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::super::Inner;
+use super::super::config::LayerPlan;
+use super::super::document::ContentError;
+use super::super::error::{Attempt, Failure};
+use super::super::layers::{LayerStore, Packing, Staged};
+use super::super::registry::{Bytes, Session};
+use super::pipe::{Pipe, PipeError};
+use super::{LayerFault, LayerResult, Slot};
+use crate::task;
+
+/// Pieces between the network and the unpacker.
+const PIECES: usize = 8;
+/// Times that one download may be taken up again where it broke.
+const MAX_RESUMES: u32 = 8;
+
+/// Gets a layer from the first place that serves it right.
+pub(super) async fn fetch(inner: Arc<Inner>, sessions: Arc<[Arc<Session>]>, layer: LayerPlan) -> LayerResult {
+    let (store, chain) = (inner.layers.clone(), layer.chain.clone());
+    if task::blocking(move || store.has_layer(&chain)).await {
+        return Ok(Slot::new(None));
+    }
+    let _permit = inner.downloads.acquire().await;
+    let mut attempts = Vec::new();
+    let mut first = 0;
+    while let Some(left) = sessions.get(first..).filter(|left| !left.is_empty()) {
+        match attempt(&inner.layers, left, &layer, &mut attempts).await {
+            Ok(staged) => return Ok(Slot::new(Some(staged))),
+            Err(used) => first += used,
+        }
+    }
+    Err(LayerFault { attempts })
+}
+
+/// How feeding the unpacker ended; the number is the place that served last.
+enum Fed {
+    Whole(usize),
+    /// The unpacker went away: it has the reason.
+    Unread(usize),
+    /// This place, and all before it, are noted as failed.
+    Failed(usize),
+}
+
+/// Stages the layer once, from the first place that answers; a later one may take a broken download up.
+/// The error is how many places are used up.
+async fn attempt(
+    store: &Arc<dyn LayerStore>,
+    sessions: &[Arc<Session>],
+    layer: &LayerPlan,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Staged, usize> {
+    let (feeder, pieces) = mpsc::channel(PIECES);
+    let pipe = Pipe::new(pieces, layer.size);
+    let (store, wanted) = (store.clone(), layer.clone());
+    let staging = task::blocking(move || stage(store.as_ref(), pipe, &wanted));
+    let (fed, staged) = tokio::join!(feed(sessions, layer, feeder, attempts), staging);
+    match (fed, staged) {
+        (Fed::Whole(_), Ok(staged)) => Ok(staged),
+        (Fed::Whole(at) | Fed::Unread(at), Err(failure)) => {
+            attempts.push(Attempt { host: sessions[at].host().to_owned(), failure });
+            Err(at + 1)
+        }
+        // The unpacker is content but the download went on: the feeder has noted why that is wrong.
+        (Fed::Failed(at) | Fed::Unread(at), _) => Err(at + 1),
+    }
+}
+
+/// Blocks: unpacks from the pipe, then verifies what went through it.
+fn stage(store: &dyn LayerStore, mut pipe: Pipe, layer: &LayerPlan) -> Result<Staged, Failure> {
+    let mut head = Vec::with_capacity(4);
+    let stopped = || Failure::Connection("the download stopped".to_owned());
+    (&mut pipe).take(4).read_to_end(&mut head).map_err(|_| stopped())?;
+    let packing = Packing::sniff(&head);
+    let mut content = Cursor::new(head).chain(&mut pipe);
+    let staged = store.stage(&layer.chain, &layer.diff_id, packing, &mut content).map_err(Failure::Unpack)?;
+    match pipe.finish(&layer.digest) {
+        Ok(()) => Ok(staged),
+        Err(PipeError::Stopped) => Err(stopped()),
+        Err(PipeError::Content(error)) => Err(error.into()),
+    }
+}
+
+async fn feed(
+    sessions: &[Arc<Session>],
+    layer: &LayerPlan,
+    feeder: mpsc::Sender<Bytes>,
+    attempts: &mut Vec<Attempt>,
+) -> Fed {
+    let mut offset = 0;
+    let mut resumes = 0;
+    for (at, session) in sessions.iter().enumerate() {
+        let mut tried = 0;
+        let failure = loop {
+            let before = offset;
+            match pump(session, layer, &mut offset, &feeder).await {
+                Ok(true) => return Fed::Whole(at),
+                Ok(false) => return Fed::Unread(at),
+                Err(failure @ Failure::Content(_)) => {
+                    attempts.push(Attempt { host: session.host().to_owned(), failure });
+                    return Fed::Failed(at);
+                }
+                Err(failure) => {
+                    if offset > before {
+                        tried = 0;
+                    }
+                    resumes += 1;
+                    if resumes > MAX_RESUMES {
+                        break failure;
+                    }
+                    // Requests that never got an answer were tried again inside; this is about bodies that broke.
+                    if offset == before && !matches!(failure, Failure::Truncated { .. } | Failure::Connection(_)) {
+                        break failure;
+                    }
+                    if let Err(failure) = session.pause(failure, &mut tried).await {
+                        break failure;
+                    }
+                }
+            }
+        };
+        attempts.push(Attempt { host: session.host().to_owned(), failure });
+    }
+    Fed::Failed(sessions.len().saturating_sub(1))
+}
+
+/// Moves bytes from one answer to the unpacker. `Ok(true)`: all; `Ok(false)`: nobody reads any more.
+async fn pump(
+    session: &Session,
+    layer: &LayerPlan,
+    offset: &mut u64,
+    feeder: &mpsc::Sender<Bytes>,
+) -> Result<bool, Failure> {
+    let (mut response, mut skip) = session.blob(&layer.digest, *offset).await?;
+    loop {
+        // The clock covers the wait for the network only; a slow disk shows as a full channel and is no stall.
+        let chunk = tokio::select! {
+            chunk = session.chunk(&mut response) => chunk?,
+            () = feeder.closed(), if *offset < layer.size => return Ok(false),
+        };
+        let Some(mut chunk) = chunk else {
+            return match *offset == layer.size {
+                true => Ok(true),
+                false => Err(Failure::Truncated { got: *offset, want: layer.size }),
+            };
+        };
+        let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        let known = skip.min(length);
+        skip -= known;
+        chunk = chunk.slice(usize::try_from(known).unwrap_or(chunk.len())..);
+        *offset += length - known;
+        if *offset > layer.size {
+            return Err(ContentError::Size { what: "the layer", want: layer.size, got: *offset }.into());
+        }
+        if !chunk.is_empty() && feeder.send(chunk).await.is_err() {
+            return Ok(false);
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! One registry, spoken to over the distribution API: HTTP with redirects, retries, clocks and authorization of our own.
+//!
+//! Rules about secrets, all held here and in [`auth`]:
+//! * credentials go to the registry that they are for (the host of the image's name, or their `server_address`), never to a
+//!   mirror under another name;
+//! * an `Authorization` header goes to the origin it was made for; a redirect elsewhere goes without it;
+//! * an https registry is never followed to http, by redirect or by token service (CVE-2019-10214);
+//! * no URL, header or body of a server ends up in an error: only the host, the status and well-known error codes do.
+
+pub mod auth;
+mod clients;
+mod failure;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Method, Response, StatusCode, Url};
+use tokio::sync::Mutex;
+
+pub use clients::Clients;
+pub use prost::bytes::Bytes;
+
+use self::auth::{Authorizer, Credentials};
+use super::document::{self, ContentError};
+use super::error::Failure;
+use super::reference::{DOCKER_HUB, Version};
+use super::registries::Endpoint;
+use crate::storage::Digest;
+use failure::{from_body_error, from_send_error, from_status, retry_after};
+
+/// Hops that a request may be sent on.
+const MAX_REDIRECTS: usize = 5;
+const MAX_HEADER: usize = 8 * 1024;
+
+/// How patient a session is.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// Without a byte for this long, a request is given up.
+    pub progress: Duration,
+    /// Further tries of a request that failed in passing.
+    pub retries: u32,
+    /// Wait before the first of them; doubles each time.
+    pub backoff: Duration,
+    /// The longest wait that a server may ask for.
+    pub max_wait: Duration,
+}
+
+impl Patience {
+    /// The defaults around the configured progress clock.
+    #[must_use]
+    pub fn new(progress: Duration) -> Self {
+        Self { progress, retries: 3, backoff: Duration::from_millis(300), max_wait: Duration::from_secs(30) }
+    }
+
+    /// The wait before retry number `tried`, with up to half of it again at random, so that nodes do not come in step.
+    pub(super) fn wait(&self, tried: u32) -> Duration {
+        use std::hash::{BuildHasher as _, Hasher as _};
+        let base = self.backoff.saturating_mul(1 << tried.min(6));
+        let random = std::hash::RandomState::new().build_hasher().finish() % 512;
+        let extra = base.saturating_mul(u32::try_from(random).unwrap_or(0)) / 1024;
+        (base + extra).min(self.max_wait)
+    }
+}
+
+/// One repository on one registry, for the length of one pull.
+#[derive(Debug)]
+pub struct Session {
+    host: String,
+    repository: String,
+    insecure: bool,
+    clients: Arc<Clients>,
+    patience: Patience,
+    /// The origin once it is known: an insecure registry is asked over https first.
+    base: Mutex<Option<Url>>,
+    authorizer: Authorizer,
+}
+
+/// A manifest or index as served.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    pub bytes: Vec<u8>,
+    /// The `Content-Type`, empty when the server states none.
+    pub media_type: String,
+}
+
+impl Session {
+    /// A session; nothing is sent yet. `credentials` must be those for this endpoint, or none.
+    #[must_use]
+    pub fn new(
+        endpoint: &Endpoint,
+        credentials: Option<Credentials>,
+        clients: Arc<Clients>,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            host: endpoint.host.clone(),
+            repository: endpoint.repository.clone(),
+            insecure: endpoint.insecure,
+            clients,
+            patience,
+            base: Mutex::new(None),
+            authorizer: Authorizer::new(endpoint, credentials),
+        }
+    }
+
+    /// `host[:port]`, for messages.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The clocks and counts in force.
+    #[must_use]
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// Asks for the digest that a tag stands for now, or whether a digest is there. `None`: the registry does not say.
+    ///
+    /// # Errors
+    /// [`Failure`] when the registry does not serve it.
+    pub async fn head(&self, version: &Version) -> Result<Option<Digest>, Failure> {
+        let path = format!("manifests/{version}");
+        let response = self.send(Method::HEAD, &path, Some(document::ACCEPT), None).await?;
+        let stated = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        match version {
+            Version::Digest(digest) => Ok(Some(digest.clone())),
+            Version::Tag(_) => Ok(stated.and_then(|text| text.parse().ok())),
+        }
+    }
+
+    /// Fetches a manifest or index; one that is asked for by digest has it.
+    ///
+    /// # Errors
+    /// [`Failure`] when it is not served, too large, or not what was asked for.
+    pub async fn manifest(&self, version: &Version) -> Result<Fetched, Failure> {
+        let path = format!("manifests/{version}");
+        let mut tried = 0;
+        loop {
+            let response = self.send(Method::GET, &path, Some(document::ACCEPT), None).await?;
+            let media_type = header(response.headers(), CONTENT_TYPE.as_str());
+            let stated = header(response.headers(), "docker-content-digest").parse::<Digest>().ok();
+            match self.body(response, "the manifest", document::MAX_MANIFEST).await {
+                Ok(bytes) => {
+                    if let Version::Digest(want) = version {
+                        document::verify_digest("the manifest", &bytes, want)?;
+                    } else if let Some(want) = stated {
+                        document::verify_digest("the manifest", &bytes, &want)?;
+                    }
+                    return Ok(Fetched { bytes, media_type });
+                }
+                Err(failure) => self.pause(failure, &mut tried).await?,
+            }
+        }
+    }
+
+    /// Fetches a small blob whole, with a cap; the caller verifies it.
+    ///
+    /// # Errors
+    /// [`Failure`] when it is not served or too large.
+    pub async fn small_blob(&self, what: &'static str, digest: &Digest, cap: usize) -> Result<Vec<u8>, Failure> {
+        let mut tried = 0;
+        loop {
+            let response = self.send(Method::GET, &format!("blobs/{digest}"), None, None).await?;
+            match self.body(response, what, cap).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(failure) => self.pause(failure, &mut tried).await?,
+            }
+        }
+    }
+
+    /// Starts the download of a blob from an offset. The second value is how many bytes of the answer come before it:
+    /// a server that knows no ranges sends all.
+    ///
+    /// # Errors
+    /// [`Failure`] when it is not served.
+    pub async fn blob(&self, digest: &Digest, offset: u64) -> Result<(Response, u64), Failure> {
+        let range = (offset > 0).then(|| format!("bytes={offset}-"));
+        let response = self.send(Method::GET, &format!("blobs/{digest}"), None, range.as_deref()).await?;
+        if offset == 0 || response.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok((response, offset));
+        }
+        let stated = header(response.headers(), "content-range");
+        if stated.starts_with(&format!("bytes {offset}-")) {
+            Ok((response, 0))
+        } else {
+            Err(Failure::Connection("it answered with another range than asked for".to_owned()))
+        }
+    }
+
+    /// The next piece of a body under the progress clock; `None` at its end.
+    ///
+    /// # Errors
+    /// [`Failure::Stalled`] and [`Failure::Connection`].
+    pub async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
+        match tokio::time::timeout(self.patience.progress, response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(from_body_error(&error)),
+            Err(_) => Err(Failure::Stalled { after: self.patience.progress }),
+        }
+    }
+
+    async fn body(&self, mut response: Response, what: &'static str, cap: usize) -> Result<Vec<u8>, Failure> {
+        let too_large =
+            || Failure::Content(ContentError::TooLarge { what, limit: u64::try_from(cap).unwrap_or(u64::MAX) });
+        if response.content_length().is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > cap)) {
+            return Err(too_large());
+        }
+        // A body that drips one byte at a time makes progress for ever; a small document gets a clock as a whole too.
+        let whole = self.patience.progress.saturating_mul(4);
+        let read = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = self.chunk(&mut response).await? {
+                if bytes.len() + chunk.len() > cap {
+                    return Err(too_large());
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes)
+        };
+        tokio::time::timeout(whole, read).await.unwrap_or(Err(Failure::Stalled { after: whole }))
+    }
+
+    /// Sends an idempotent request until it is answered with success, a final failure, or patience ends.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: Option<&'static str>,
+        range: Option<&str>,
+    ) -> Result<Response, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(accept) = accept {
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(range) = range.and_then(|range| HeaderValue::from_str(range).ok()) {
+            headers.insert(RANGE, range);
+        }
+        let mut tried = 0;
+        let mut challenged = false;
+        loop {
+            let authorization = self.authorizer.current().await;
+            let response = match self.once(&method, path, &headers, authorization.as_ref()).await {
+                Ok(response) => response,
+                Err(failure) => {
+                    self.pause(failure, &mut tried).await?;
+                    continue;
+                }
+            };
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
+            }
+            if status == StatusCode::UNAUTHORIZED && self.is_own(&response).await {
+                // One round per request: a token may have run out meanwhile, a second refusal is final.
+                if challenged {
+                    return Err(Failure::Unauthorized(self.authorizer.refused()));
+                }
+                challenged = true;
+                let challenges: Vec<String> = response
+                    .headers()
+                    .get_all(WWW_AUTHENTICATE)
+                    .iter()
+                    .filter_map(|v| v.to_str().ok())
+                    .map(str::to_owned)
+                    .collect();
+                let secure = response.url().scheme() == "https";
+                self.authorizer.answer(&challenges, secure, authorization, self).await?;
+                continue;
+            }
+            let asked = retry_after(response.headers());
+            let failure = from_status(self.read_code(response).await, status, asked);
+            if asked.is_some_and(|wait| wait > self.patience.max_wait) {
+                return Err(failure);
+            }
+            self.pause_at_least(failure, &mut tried, asked).await?;
+        }
+    }
+
+    async fn is_own(&self, response: &Response) -> bool {
+        self.base.lock().await.as_ref().is_some_and(|base| same_origin(base, response.url()))
+    }
+
+    /// The well-known code in an error body, read with a small cap. The rest of the body is never kept.
+    async fn read_code(&self, response: Response) -> Option<&'static str> {
+        let bytes = self.body(response, "the error", MAX_HEADER).await.ok()?;
+        failure::known_code(&bytes)
+    }
+
+    /// Waits before another try, or gives the failure back when it is final.
+    pub(super) async fn pause(&self, failure: Failure, tried: &mut u32) -> Result<(), Failure> {
+        self.pause_at_least(failure, tried, None).await
+    }
+
+    async fn pause_at_least(&self, failure: Failure, tried: &mut u32, asked: Option<Duration>) -> Result<(), Failure> {
+        // A stall has had its clock already, and content that is wrong stays wrong.
+        let passing = failure.is_unavailability() && !matches!(failure, Failure::Stalled { .. });
+        if !passing || *tried >= self.patience.retries {
+            return Err(failure);
+        }
+        let wait = self.patience.wait(*tried).max(asked.unwrap_or_default());
+        *tried += 1;
+        tracing::debug!(host = %self.host, %failure, wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "trying again");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// One request to the registry, on whichever scheme it speaks.
+    async fn once(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
+        let known = self.base.lock().await.clone();
+        if let Some(base) = known {
+            return self.exchange(&base, method, path, headers, authorization).await;
+        }
+        let secure = self.origin("https")?;
+        match self.exchange(&secure, method, path, headers, authorization).await {
+            Err(Failure::Connection(over_tls)) if self.insecure => {
+                let plain = self.origin("http")?;
+                let answer = self.exchange(&plain, method, path, headers, authorization).await;
+                match answer {
+                    Ok(response) => {
+                        *self.base.lock().await = Some(plain);
+                        Ok(response)
+                    }
+                    Err(Failure::Connection(over_http)) if over_http != over_tls => {
+                        Err(Failure::Connection(format!("{over_http}; over TLS: {over_tls}")))
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            Err(failure) => Err(failure),
+            Ok(response) => {
+                *self.base.lock().await = Some(secure);
+                Ok(response)
+            }
+        }
+    }
+
+    fn origin(&self, scheme: &str) -> Result<Url, Failure> {
+        let host = if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host };
+        let text = format!("{scheme}://{host}/v2/{}/", self.repository);
+        Url::parse(&text).map_err(|_| Failure::Connection("its name makes no URL".to_owned()))
+    }
+
+    /// One request and its redirects.
+    async fn exchange(
+        &self,
+        base: &Url,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
+        let mut url = base.clone();
+        url.set_path(&format!("{}{path}", base.path()));
+        for _ in 0..=MAX_REDIRECTS {
+            let own = same_origin(base, &url);
+            let insecure = if own { self.insecure } else { self.clients.is_insecure(&authority(&url)) };
+            let client = self.clients.for_host(&authority(&url), insecure)?;
+            let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
+            if let Some(value) = authorization.filter(|_| own) {
+                request = request.header(AUTHORIZATION, value.clone());
+            }
+            let response = match tokio::time::timeout(self.patience.progress, request.send()).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(error)) => return Err(from_send_error(&error)),
+                Err(_) => return Err(Failure::Stalled { after: self.patience.progress }),
+            };
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            url = redirect_target(&url, response.headers().get(LOCATION))?;
+        }
+        Err(Failure::Redirect("there are too many in a row"))
+    }
+}
+
+fn redirect_target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, Failure> {
+    let text = location.and_then(|value| value.to_str().ok()).filter(|text| text.len() <= MAX_HEADER);
+    let text = text.ok_or(Failure::Redirect("it has no usable location"))?;
+    let to = from.join(text).map_err(|_| Failure::Redirect("its location is not a URL"))?;
+    match (from.scheme(), to.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err(Failure::Redirect("it leads from https to http")),
+        _ => return Err(Failure::Redirect("it leads to another protocol than HTTP")),
+    }
+    // The HTTP client would turn these into a header of their own.
+    if !to.username().is_empty() || to.password().is_some() {
+        return Err(Failure::Redirect("it has user information in it"));
+    }
+    Ok(to)
+}
+
+/// Scheme, host and port are equal.
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// `host[:port]` as in configuration: the port only when it is not the scheme's own.
+pub(super) fn authority(url: &Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (host, _) => host.unwrap_or_default().to_owned(),
+    }
+}
+
+fn header(headers: &HeaderMap, name: &str) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().chars().take(256).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_never_lose_tls_or_carry_users() {
+        let from = Url::parse("https://a.lan/v2/x/blobs/y").expect("a URL");
+        let to = |text: &str| redirect_target(&from, HeaderValue::from_str(text).ok().as_ref());
+        assert_eq!(to("/other").map(|u| u.to_string()), Ok("https://a.lan/other".to_owned()));
+        assert_eq!(to("https://b.lan:1/o?sig=1").map(|u| authority(&u)), Ok("b.lan:1".to_owned()));
+        for bad in ["http://a.lan/x", "file:///etc/passwd", "https://u:p@b.lan/x", "https://[zz]/"] {
+            assert!(to(bad).is_err(), "{bad}");
+        }
+        assert!(redirect_target(&from, None).is_err());
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| same_origin(&Url::parse(a).expect("a URL"), &Url::parse(b).expect("a URL"));
+        assert!(same("https://a.lan/x", "https://A.lan:443/y"));
+        for (a, b) in [
+            ("https://a.lan", "http://a.lan"),
+            ("https://a.lan", "https://a.lan:444"),
+            ("https://a.lan", "https://b.a.lan"),
+            ("http://127.0.0.1:5000", "http://localhost:5000"),
+        ] {
+            assert!(!same(a, b), "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! HTTP clients, one per host: each host may have its own certificate authority and client certificate.
+//!
+//! Certificates are looked for in `<certs_d>/<host[:port]>/`: `*.crt` are authorities added to those of the system, a
+//! `*.cert` with the `*.key` of the same name is the client's own.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use reqwest::{Certificate, Client, Identity, redirect};
+
+use crate::image::error::Failure;
+use crate::image::registries::Registries;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest certificate or key file, in bytes.
+const MAX_PEM: u64 = 1024 * 1024;
+/// Hosts remembered; past that, all are forgotten and met anew.
+const MAX_CLIENTS: usize = 256;
+
+/// The clients of all hosts met so far.
+#[derive(Debug)]
+pub struct Clients {
+    certs_d: Vec<PathBuf>,
+    registries: ArcSwap<Registries>,
+    made: Mutex<HashMap<(String, bool), Client>>,
+}
+
+impl Clients {
+    /// No client yet.
+    #[must_use]
+    pub fn new(certs_d: Vec<PathBuf>, registries: Registries) -> Self {
+        Self { certs_d, registries: ArcSwap::from_pointee(registries), made: Mutex::default() }
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub fn registries(&self) -> Arc<Registries> {
+        self.registries.load_full()
+    }
+
+    /// Puts new rules in force; certificates are read anew too.
+    pub fn reload(&self, registries: Registries) {
+        self.registries.store(Arc::new(registries));
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether the operator marked a host insecure.
+    #[must_use]
+    pub fn is_insecure(&self, host: &str) -> bool {
+        self.registries.load().is_insecure_host(host)
+    }
+
+    /// The client for a host. It follows no redirect and retries nothing by itself.
+    ///
+    /// # Errors
+    /// [`Failure::Tls`] when the host's certificates cannot be used.
+    pub fn for_host(&self, host: &str, insecure: bool) -> Result<Client, Failure> {
+        let key = (host.to_owned(), insecure);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = made.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.build(host, insecure)?;
+        if made.len() >= MAX_CLIENTS {
+            made.clear();
+        }
+        made.insert(key, client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, host: &str, insecure: bool) -> Result<Client, Failure> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("cricket/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(Duration::from_secs(30));
+        for folder in &self.certs_d {
+            let found = read_folder(&folder.join(host))
+                .map_err(|error| Failure::Tls(format!("{}: {error}", folder.display())))?;
+            let bad = |what: &str| Failure::Tls(format!("{}: a {what} of {host} is not valid PEM", folder.display()));
+            let mut authorities = Vec::new();
+            for pem in &found.authorities {
+                authorities.extend(Certificate::from_pem_bundle(pem).map_err(|_| bad("certificate authority"))?);
+            }
+            if !authorities.is_empty() {
+                builder = builder.tls_certs_merge(authorities);
+            }
+            if let Some(pem) = &found.identity {
+                builder = builder.identity(Identity::from_pem(pem).map_err(|_| bad("client certificate or key"))?);
+            }
+        }
+        if insecure {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        }
+        builder.build().map_err(|_| Failure::Tls("the TLS library refuses its settings".to_owned()))
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    authorities: Vec<Vec<u8>>,
+    /// Certificate and key, one after the other.
+    identity: Option<Vec<u8>>,
+}
+
+fn read_folder(folder: &Path) -> io::Result<Found> {
+    let mut found = Found::default();
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(found);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => found.authorities.push(read_pem(&path)?),
+            Some("cert") if found.identity.is_none() => {
+                let mut pem = read_pem(&path)?;
+                pem.push(b'\n');
+                pem.extend(read_pem(&path.with_extension("key"))?);
+                found.identity = Some(pem);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_PEM).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

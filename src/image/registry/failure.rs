@@ -1,0 +1,106 @@
+//! What a server or the network did, in words that hold nothing of theirs but a status and well-known codes.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde::Deserialize;
+
+use crate::image::error::Failure;
+
+/// The error codes of the distribution specification, and the one that Docker Hub adds. Only these are ever shown.
+const CODES: [&str; 18] = [
+    "BLOB_UNKNOWN",
+    "BLOB_UPLOAD_INVALID",
+    "BLOB_UPLOAD_UNKNOWN",
+    "DENIED",
+    "DIGEST_INVALID",
+    "MANIFEST_BLOB_UNKNOWN",
+    "MANIFEST_INVALID",
+    "MANIFEST_UNKNOWN",
+    "MANIFEST_UNVERIFIED",
+    "NAME_INVALID",
+    "NAME_UNKNOWN",
+    "SIZE_INVALID",
+    "TAG_INVALID",
+    "TOOMANYREQUESTS",
+    "UNAUTHORIZED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+    "UNSUPPORTED",
+];
+
+#[derive(Deserialize)]
+struct Body {
+    errors: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    code: String,
+}
+
+/// The first well-known code of an error body.
+pub(super) fn known_code(bytes: &[u8]) -> Option<&'static str> {
+    let body: Body = serde_json::from_slice(bytes).ok()?;
+    body.errors.iter().find_map(|entry| CODES.iter().find(|code| **code == entry.code).copied())
+}
+
+pub(super) fn from_status(code: Option<&'static str>, status: StatusCode, asked: Option<Duration>) -> Failure {
+    match status.as_u16() {
+        401 => Failure::Unauthorized("the registry asks for credentials"),
+        403 => Failure::Denied(code),
+        404 => Failure::NotFound,
+        429 => Failure::RateLimited { wait: asked.map(|wait| wait.as_secs()) },
+        408 => Failure::Connection("the registry gave the request up (HTTP 408)".to_owned()),
+        status => Failure::Status { status, code },
+    }
+}
+
+/// `Retry-After` in seconds; the form with a date is left out, the usual wait serves for it.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
+
+pub(super) fn from_send_error(error: &reqwest::Error) -> Failure {
+    let doing = if error.is_timeout() {
+        "connecting took too long"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the connection broke"
+    };
+    Failure::Connection(with_cause(doing, error))
+}
+
+pub(super) fn from_body_error(error: &reqwest::Error) -> Failure {
+    Failure::Connection(with_cause("the connection broke", error))
+}
+
+/// The innermost cause is of the operating system, of TLS or of the HTTP framing and never holds the URL, which the
+/// outer texts do.
+fn with_cause(doing: &str, error: &reqwest::Error) -> String {
+    let mut cause = error.source();
+    while let Some(inner) = cause.and_then(std::error::Error::source) {
+        cause = Some(inner);
+    }
+    match cause.map(ToString::to_string) {
+        Some(cause) if !cause.contains("://") => format!("{doing}: {}", cause.chars().take(200).collect::<String>()),
+        _ => doing.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_known_codes_are_shown() {
+        let code = |text: &str| known_code(text.as_bytes());
+        assert_eq!(code(r#"{"errors":[{"code":"DENIED","message":"canary"}]}"#), Some("DENIED"));
+        assert_eq!(code(r#"{"errors":[{"code":"canary"}]}"#), None);
+        assert_eq!(code("<html>canary</html>"), None);
+    }
+}
