@@ -113,11 +113,11 @@ func (s *shelf) small() ([]*oci.Image, error) {
 // users are the images whose config names a user.
 func (s *shelf) users() ([]*oci.Image, error) {
 	var images []*oci.Image
-	for name, user := range map[string]string{"uid": "1002", "username": "www-data", "uid-group": "1003:1004",
-		"username-group": "www-data:1004"} {
+	for _, pair := range [][2]string{{"uid", "1002"}, {"username", "www-data"}, {"uid-group", "1003:1004"},
+		{"username-group", "www-data:1004"}} {
 		run := shell()
-		run.User = user
-		images = append(images, &oci.Image{Names: []string{staging + "test-image-user-" + name + ":latest"},
+		run.User = pair[1]
+		images = append(images, &oci.Image{Names: []string{staging + "test-image-user-" + pair[0] + ":latest"},
 			Layers: []*oci.Layer{s.busybox}, Run: run})
 	}
 	groups := rootfs.New()
@@ -145,8 +145,11 @@ func (s *shelf) users() ([]*oci.Image, error) {
 // servers are the web servers: Debian's nginx twice, and busybox's httpd.
 func (s *shelf) servers() ([]*oci.Image, error) {
 	var images []*oci.Image
-	for name, port := range map[string]int{e2e + "nginx:1.14-2": 80, staging + "hostnet-nginx-" + runtime.GOARCH + ":latest": 12003} {
-		tree, err := nginxTree(s.found, port)
+	for _, server := range []struct {
+		name string
+		port int
+	}{{e2e + "nginx:1.14-2", 80}, {staging + "hostnet-nginx-" + runtime.GOARCH + ":latest", 12003}} {
+		tree, err := nginxTree(s.found, server.port)
 		if err != nil {
 			return nil, err
 		}
@@ -155,8 +158,8 @@ func (s *shelf) servers() ([]*oci.Image, error) {
 			return nil, err
 		}
 		run := oci.Run{Env: shell().Env, Entrypoint: []string{"/usr/sbin/nginx"}, Cmd: []string{"-g", "daemon off;"},
-			ExposedPorts: map[string]struct{}{fmt.Sprintf("%d/tcp", port): {}}, StopSignal: "SIGQUIT"}
-		images = append(images, &oci.Image{Names: []string{name}, Layers: layers, Run: run, Format: oci.Docker})
+			ExposedPorts: map[string]struct{}{fmt.Sprintf("%d/tcp", server.port): {}}, StopSignal: "SIGQUIT"}
+		images = append(images, &oci.Image{Names: []string{server.name}, Layers: layers, Run: run, Format: oci.Docker})
 	}
 	tree := rootfs.New()
 	tree.Text("/www/index.html", "<html><body><h1>It works!</h1></body></html>\n")

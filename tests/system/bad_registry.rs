@@ -1,0 +1,207 @@
+//! Registries that lie, stall or refuse: the error names the image and the cause, and nothing of it is kept.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_proto::runtime::v1 as cri;
+
+use crate::archive::{Entry, Image, digest, gzip, tarball};
+use crate::client::{Client, refused};
+use crate::hostile::{Answer, Hostile, blob};
+use crate::ledger::Ledger;
+use crate::node::{Node, Setup};
+use crate::world::World;
+
+crate::once!(
+    an_honest_image,
+    lying_digests,
+    truncated_gzip,
+    a_manifest_that_is_too_large,
+    a_registry_that_stalls,
+    status_codes,
+    credentials,
+    nobody_listens
+);
+
+/// A node with a short clock for downloads, and the hostile registry as `hostile.example`.
+pub async fn hostile_node() -> Result<(Node, Client, Hostile, Ledger)> {
+    let world = World::new().await?;
+    let hostile = Hostile::start(&world).await?;
+    let mut setup = Setup::new("crun");
+    setup.registry = false;
+    setup.registries = hostile.conf();
+    setup.keys.push(("image.pull_progress_timeout", 2.into()));
+    let mut node = Node::start(world, setup).await?;
+    let client = node.client().await?;
+    // A first pull makes the store's folders, and shows that this registry works when it is honest.
+    hostile.serve("first", &Image::of(&tarball(&[Entry::file("file", b"honest")])));
+    client.pull("hostile.example/first:latest").await?;
+    client.clear().await?;
+    let before = Ledger::take(&node).await?;
+    Ok((node, client, hostile, before))
+}
+
+/// The pull must fail with these words, list nothing and leave nothing.
+pub async fn fails(node: &Node, client: &Client, before: &Ledger, repository: &str, words: &[&str]) -> Result<String> {
+    let name = format!("hostile.example/{repository}:latest");
+    let call = tokio::time::timeout(Duration::from_secs(120), client.pull(&name)).await;
+    let answer = call.with_context(|| format!("the pull of {name} hangs"))?;
+    let mut all = vec![&*name];
+    all.extend(words);
+    let message = refused(answer, &[], &all).with_context(|| name.clone())?;
+    ensure!(client.images().await?.is_empty(), "{name} is listed");
+    before.assert_same(node).await.with_context(|| name.clone())?;
+    Ok(message)
+}
+
+async fn an_honest_image() -> Result<()> {
+    let (_node, client, hostile, _) = hostile_node().await?;
+    let image = Image::of(&tarball(&[Entry::folder("folder/"), Entry::file("folder/file", b"content")]));
+    hostile.serve("honest", &image);
+    let id = client.pull("hostile.example/honest").await?;
+    ensure!(id == digest(&image.config), "the id is not the config's digest: {id}");
+    let found = client.image_status("hostile.example/honest").await?.context("pulled")?;
+    ensure!(found.repo_digests == [format!("hostile.example/honest@{}", digest(&image.manifest()))], "{found:?}");
+    Ok(())
+}
+
+async fn lying_digests() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let honest = Image::of(&tarball(&[Entry::file("file", &[b'x'; 100_000])]));
+    let other = gzip(&tarball(&[Entry::file("file", &[b'y'; 100_000])]));
+    let wrong = digest(b"something else");
+
+    let mut image = honest.clone();
+    image.layer = other;
+    image.layer_size = image.layer.len();
+    hostile.serve("layer", &image);
+    fails(&node, &client, &before, "layer", &["digest", &image.layer_digest]).await?;
+
+    let mut image = honest.clone();
+    image.config_digest = wrong.clone();
+    hostile.serve("config", &image);
+    fails(&node, &client, &before, "config", &["digest", &wrong]).await?;
+
+    // The unpacked archive is not the one that the config names.
+    let image = Image::packed(honest.layer.clone(), &wrong);
+    hostile.serve("diff", &image);
+    fails(&node, &client, &before, "diff", &[&wrong]).await?;
+
+    // More bytes than stated, and fewer.
+    for (name, size) in [("longer", honest.layer.len() - 1), ("shorter", honest.layer.len() + 1)] {
+        let mut image = honest.clone();
+        image.layer_size = size;
+        hostile.serve(name, &image);
+        fails(&node, &client, &before, name, &["size"]).await?;
+    }
+
+    // A manifest that is not what its digest says.
+    hostile.serve("manifest", &honest);
+    let path = format!("/v2/manifest/manifests/{wrong}");
+    hostile.set(path, Answer::Body(honest.manifest_type().into(), honest.manifest()));
+    refused(client.pull(&format!("hostile.example/manifest@{wrong}")).await, &[], &["digest", &wrong])?;
+    before.assert_same(&node).await
+}
+
+async fn truncated_gzip() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let archive = tarball(&[Entry::file("file", &[b'x'; 100_000]), Entry::file("last", b"last")]);
+    let whole = gzip(&archive);
+    // Cut off, but with the digest and size of what is there: only the decompressor can tell.
+    for (name, part) in [("half", whole[..whole.len() / 2].to_vec()), ("no-trailer", whole[..whole.len() - 8].to_vec())]
+    {
+        hostile.serve(name, &Image::packed(part, &digest(&archive)));
+        fails(&node, &client, &before, name, &["layer"]).await?;
+    }
+    hostile.serve("garbage", &Image::packed(b"this is not gzip at all".to_vec(), &digest(&archive)));
+    fails(&node, &client, &before, "garbage", &["layer"]).await?;
+    // A whole gzip of half an archive.
+    let half = archive[..archive.len() / 2].to_vec();
+    hostile.serve("half-tar", &Image::of(&half));
+    fails(&node, &client, &before, "half-tar", &["layer"]).await?;
+    Ok(())
+}
+
+async fn a_manifest_that_is_too_large() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let mut image = Image::of(&tarball(&[Entry::file("file", b"x")]));
+    image.padding = 5 << 20;
+    hostile.serve("large", &image);
+    fails(&node, &client, &before, "large", &["manifest"]).await?;
+    ensure!(hostile.asked(&blob("large", &image.layer_digest)) == 0, "the layer of a refused manifest was fetched");
+    // The same without a length told beforehand is the client's own bound; below it all is well.
+    image.padding = 1 << 20;
+    hostile.serve("legal", &image);
+    client.pull("hostile.example/legal").await?;
+    Ok(())
+}
+
+async fn a_registry_that_stalls() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let image = Image::of(&tarball(&[Entry::file("file", &[b'x'; 1000])]));
+    hostile.serve("layer", &image);
+    let (kind, body) = ("application/octet-stream".to_owned(), image.layer.clone());
+    hostile.set(blob("layer", &image.layer_digest), Answer::Stall(kind, body, image.layer.len() / 2));
+    fails(&node, &client, &before, "layer", &["2"]).await?;
+    hostile.serve("manifest", &image);
+    hostile.set("/v2/manifest/manifests/latest", Answer::Silence);
+    fails(&node, &client, &before, "manifest", &[]).await?;
+    // While one pull stalls, another is done.
+    hostile.serve("other", &image);
+    let slow = client.clone();
+    let stalled = cricket::task::spawn("stalled pull", async move { slow.pull("hostile.example/layer").await });
+    tokio::time::timeout(Duration::from_secs(60), client.pull("hostile.example/other")).await.context("it waits")??;
+    ensure!(stalled.await?.is_err(), "half a layer was taken");
+    Ok(())
+}
+
+async fn status_codes() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let image = Image::of(&tarball(&[Entry::file("file", b"x")]));
+    for code in [401_u16, 403, 404, 429, 500, 503] {
+        let headers = vec![("Retry-After".to_owned(), "1".to_owned())];
+        let text = r#"{"errors":[{"code":"CANARY","message":"canary of the registry"}]}"#;
+        let answer = Answer::Error(code, headers, text.to_owned());
+        let name = format!("manifest-{code}");
+        hostile.serve(&name, &image);
+        hostile.set(format!("/v2/{name}/manifests/latest"), answer.clone());
+        fails(&node, &client, &before, &name, &[&code.to_string()]).await?;
+        let name = format!("blob-{code}");
+        hostile.serve(&name, &image);
+        hostile.set(blob(&name, &image.layer_digest), answer);
+        fails(&node, &client, &before, &name, &[&code.to_string()]).await?;
+    }
+    Ok(())
+}
+
+async fn credentials() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let challenge = vec![("WWW-Authenticate".to_owned(), "Basic realm=\"hostile\"".to_owned())];
+    hostile.set("/v2/", Answer::Error(401, challenge.clone(), String::new()));
+    hostile.set("/v2/private/manifests/latest", Answer::Error(401, challenge, String::new()));
+    let request = cri::PullImageRequest {
+        image: Some(crate::requests::image("hostile.example/private:latest")),
+        auth: Some(cri::AuthConfig {
+            username: "canary-user".into(),
+            password: "canary-password".into(),
+            ..Default::default()
+        }),
+        sandbox_config: None,
+    };
+    let message =
+        refused(client.image.clone().pull_image(request).await, &[], &["hostile.example/private:latest", "401"])?;
+    ensure!(!message.contains("canary-password"), "the error tells the password: {message}");
+    ensure!(!node.log().contains("canary-password"), "the log tells the password");
+    before.assert_same(&node).await
+}
+
+async fn nobody_listens() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    drop(hostile);
+    // The port is free once the listener's task is gone.
+    crate::world::eventually("the registry is gone", Duration::from_secs(20), async || {
+        refused(client.pull("hostile.example/first:latest").await, &[], &["hostile.example/first:latest"])
+    })
+    .await?;
+    before.assert_same(&node).await
+}

@@ -1,0 +1,159 @@
+//! The leak ledger: one line for each thing that a pod, a container or a pull could leave behind.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::node::Node;
+use crate::world::{World, eventually};
+
+/// A snapshot. Lines may occur more than once; they are counted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ledger {
+    lines: BTreeMap<String, usize>,
+}
+
+impl Ledger {
+    /// Writes down what there is now.
+    pub async fn take(node: &Node) -> Result<Self> {
+        let mut ledger = Self { lines: BTreeMap::new() };
+        let daemon = node.daemon_pid()?;
+        ledger.mounts(&node.world, daemon)?;
+        ledger.processes(&node.world);
+        ledger.namespaces(&node.world);
+        for cgroup in node.world.cgroups() {
+            ledger.add("cgroup", cgroup.display());
+        }
+        ledger.network(&node.world).await?;
+        ledger.descriptors(&node.world, "daemon", daemon)?;
+        for keeper in node.keeper_pids() {
+            ledger.descriptors(&node.world, "keeper", keeper)?;
+        }
+        for folder in ["root", "state", "cni-cache", "leases"] {
+            let path = node.path(folder);
+            ledger.files(&node.world, &path);
+        }
+        ledger.files(&node.world, Path::new("/run"));
+        Ok(ledger)
+    }
+
+    /// The node must come back to this snapshot; what is left after fifteen seconds is printed.
+    pub async fn assert_same(&self, node: &Node) -> Result<()> {
+        // A closed connection, a finished plugin or a lazy unmount may take a moment to go.
+        eventually("the ledger is as before", Duration::from_secs(15), async || {
+            let now = Self::take(node).await?;
+            let difference = self.difference(&now);
+            ensure!(difference.is_empty(), "the ledger differs:\n{difference}");
+            Ok(())
+        })
+        .await
+    }
+
+    fn difference(&self, now: &Self) -> String {
+        let mut text = String::new();
+        let keys: std::collections::BTreeSet<_> = self.lines.keys().chain(now.lines.keys()).collect();
+        for key in keys {
+            let count = |ledger: &Self| ledger.lines.get(key).copied().unwrap_or(0);
+            let (before, after) = (count(self), count(now));
+            if before != after {
+                let word = if after > before { "left" } else { "gone" };
+                let _ = writeln!(text, "  {word}: {key} ({before} before, {after} now)");
+            }
+        }
+        text
+    }
+
+    fn add(&mut self, kind: &str, line: impl std::fmt::Display) {
+        *self.lines.entry(format!("{kind} {line}")).or_default() += 1;
+    }
+
+    fn mounts(&mut self, world: &World, daemon: u32) -> Result<()> {
+        for (who, pid) in [("lane", "1".to_owned()), ("daemon", daemon.to_string())] {
+            let file = world.seen(format!("/proc/{pid}/mountinfo"));
+            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            for line in text.lines() {
+                let target = line.split(' ').nth(4).unwrap_or(line);
+                let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
+                self.add("mount", format_args!("{who} {target} {kind}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn processes(&mut self, world: &World) {
+        for (pid, words) in world.processes() {
+            let name = if words.is_empty() {
+                // A zombie, or a process that ended between two reads.
+                let status = std::fs::read_to_string(world.seen(format!("/proc/{pid}/comm")));
+                let Ok(comm) = status else { continue };
+                format!("[{}]", comm.trim())
+            } else {
+                words.join(" ")
+            };
+            self.add("process", name);
+        }
+    }
+
+    fn namespaces(&mut self, world: &World) {
+        let mut found = std::collections::BTreeSet::new();
+        for (pid, _) in world.processes() {
+            let Ok(entries) = std::fs::read_dir(world.seen(format!("/proc/{pid}/ns"))) else { continue };
+            found.extend(entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()));
+        }
+        for namespace in found {
+            self.add("namespace", namespace.display());
+        }
+    }
+
+    async fn network(&mut self, world: &World) -> Result<()> {
+        for line in world.must("ip", &["-br", "address"]).await?.lines() {
+            // A host's end of a pod's link has a random name and index, and may have a link-local address for a while.
+            let words = line.split_whitespace().filter(|word| !word.starts_with("fe80"));
+            let shown: Vec<_> = words.map(|word| word.split('@').next().unwrap_or(word)).collect();
+            // The state of the bridge follows whether a pod is on it.
+            self.add(
+                "link",
+                shown.iter().filter(|word| !["UP", "DOWN"].contains(*word)).copied().collect::<Vec<_>>().join(" "),
+            );
+        }
+        for program in ["iptables-save", "ip6tables-save"] {
+            for line in world.must(program, &[]).await?.lines().filter(|line| !line.starts_with('#')) {
+                // A chain's line ends with its counters.
+                self.add(program, line.split(" [").next().unwrap_or(line));
+            }
+        }
+        for line in world.must("ip", &["route"]).await?.lines() {
+            self.add("route", line.replace(" linkdown", "").trim());
+        }
+        Ok(())
+    }
+
+    fn descriptors(&mut self, world: &World, who: &str, pid: u32) -> Result<()> {
+        let folder = world.seen(format!("/proc/{pid}/fd"));
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?.flatten() {
+            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+            let target = target.to_string_lossy();
+            // `socket:[1234]` and its like: the number is of no interest.
+            let kind =
+                target.split_once(":[").filter(|_| !target.starts_with("anon_inode")).map_or(&*target, |pair| pair.0);
+            self.add("fd", format_args!("{who} {kind}"));
+        }
+        Ok(())
+    }
+
+    fn files(&mut self, world: &World, folder: &Path) {
+        let Ok(entries) = std::fs::read_dir(world.seen(folder)) else { return };
+        for entry in entries.flatten() {
+            let path = folder.join(entry.file_name());
+            let Ok(kind) = entry.file_type() else { continue };
+            let word = if kind.is_dir() { "folder" } else { "file" };
+            self.add(word, path.display());
+            if kind.is_dir() {
+                self.files(world, &path);
+            }
+        }
+    }
+}

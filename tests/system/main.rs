@@ -1,0 +1,70 @@
+//! The system lane: the real daemon with real runtimes, plugins and registry, driven over its socket.
+//!
+//! Every test has a [`world::World`] of its own (mount, network and pid namespaces, a private `/run`), so tests run beside
+//! each other, nothing reaches the machine, and the kernel clears up after a test that fails half-way. All of them need
+//! root and are therefore ignored by a plain `cargo test`; `make system-test` runs them.
+//!
+//! ```text
+//! world      namespaces, and running programs in them
+//!   node     a daemon in a world: configuration, registry, network, start, kill, restart
+//!     client, requests   the CRI as a client sees it; sandbox and container configurations
+//!     ledger             everything that could be left behind, before and after
+//!   hostile, archive     a registry and images that misbehave
+//! ```
+
+mod archive;
+mod client;
+mod hostile;
+mod ledger;
+mod node;
+mod requests;
+mod world;
+
+mod bad_layers;
+mod bad_network;
+mod bad_registry;
+mod bad_requests;
+mod bad_runtime;
+mod crash;
+mod exec;
+mod full_disk;
+mod images;
+mod lifecycle;
+mod logs;
+mod old_kubelet;
+mod pods;
+mod server;
+
+/// Makes two tests, `name::crun` and `name::runc`, of each `async fn name(runtime: &'static str) -> anyhow::Result<()>`.
+#[macro_export]
+macro_rules! per_runtime {
+    ($($name:ident),* $(,)?) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs root: make system-test"]
+            async fn crun() -> anyhow::Result<()> {
+                super::$name("crun").await
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs root: make system-test"]
+            async fn runc() -> anyhow::Result<()> {
+                super::$name("runc").await
+            }
+        }
+    )* };
+}
+
+/// Makes one test, `name::once`, of each `async fn name() -> anyhow::Result<()>` in which the runtime plays no part.
+#[macro_export]
+macro_rules! once {
+    ($($name:ident),* $(,)?) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs root: make system-test"]
+            async fn once() -> anyhow::Result<()> {
+                super::$name().await
+            }
+        }
+    )* };
+}
