@@ -206,7 +206,7 @@ async fn a_program_that_is_gone_does_not_keep_the_others_from_cleaning_up() {
 async fn a_crash_in_add_leaves_what_del_needs() {
     let fixture = Fixture::with_fakes(&["one"]);
     let started = fixture.temp.path().join("started");
-    fixture.fake("one", &only_add(&format!("touch {}; sleep 1000", started.display())));
+    fixture.fake("one", &only_add(&format!("touch {}; exec sleep 1000", started.display())));
     let (network, pod) = (fixture.network(), fixture.pod("abc"));
     let attach = {
         let (network, pod) = (Arc::clone(&network), pod.clone());
