@@ -136,13 +136,11 @@ impl Network {
         let cni_args = args::pod_args(pod).map_err(wrong)?;
         let ports = capability::host_ports(&pod.port_mappings).map_err(wrong)?;
         let runtime = capability::runtime_config(pod, &ports).map_err(wrong)?;
-        let netns = pod.netns.to_str().filter(|path| path.starts_with('/'));
+        // A path with a process id leads to another pod once the id is used again, so none may come into the cache.
+        let netns = pod.netns.to_str().filter(|path| path.starts_with('/') && !path.starts_with("/proc/"));
         let netns = netns.ok_or_else(|| {
-            wrong(ArgumentError::new(
-                "network namespace",
-                &pod.netns.to_string_lossy(),
-                "want an absolute path in UTF-8",
-            ))
+            let path = pod.netns.to_string_lossy();
+            wrong(ArgumentError::new("network namespace", &path, "want an absolute path, not below /proc"))
         })?;
 
         let _gate = self.gc_gate.read().await;
@@ -173,7 +171,7 @@ impl Network {
         let result = match added {
             Ok(result) => result,
             Err(failure) => {
-                let undo = self.undo(list, &entry, &call, Some(failure.index), owner).await;
+                let undo = self.undo(list, &entry, &call, failure.ran, owner).await;
                 return Err(NetworkError::Add { network, pod: name, failed: Box::new(failure.error), undo });
             }
         };
@@ -181,12 +179,12 @@ impl Network {
         let attachment = match result::read(&list.name, INTERFACE, result) {
             Ok(attachment) => attachment,
             Err(reason) => {
-                let undo = self.undo(list, &entry, &call, None, owner).await;
+                let undo = self.undo(list, &entry, &call, list.plugins.len(), owner).await;
                 return Err(NetworkError::Result { network, pod: name, reason, undo });
             }
         };
         if let Err(error) = self.save(entry.clone()).await {
-            self.undo(list, &entry, &call, None, owner).await;
+            self.undo(list, &entry, &call, list.plugins.len(), owner).await;
             return Err(error);
         }
         Ok(attachment)

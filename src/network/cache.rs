@@ -158,7 +158,7 @@ impl Cache {
             let entry = read_file(&self.results.join(name));
             found.extend(entry.filter(|entry| file_name(&entry.network_name, &entry.container_id) == name));
         }
-        found.sort_by(|a, b| a.network_name.cmp(&b.network_name));
+        found.sort_by(|a, b| (&a.network_name, &a.container_id).cmp(&(&b.network_name, &b.container_id)));
         Ok(found)
     }
 

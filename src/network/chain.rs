@@ -6,10 +6,11 @@ use super::conf::{NetworkList, PluginConf};
 use super::plugin::{PluginError, Plugins, Target, Verb};
 use super::result::{self, ResultError};
 
-/// Why a chain was not set up: the plugin that ended it, and its place.
+/// Why a chain was not set up.
 #[derive(Debug)]
 pub struct AddFailure {
-    pub index: usize,
+    /// So many plugins ran, from the first; the others cannot have done anything.
+    pub ran: usize,
     pub error: AddError,
 }
 
@@ -35,11 +36,12 @@ pub async fn add(
     let mut previous = None;
     for (index, plugin) in list.plugins.iter().enumerate() {
         let config = config(list, plugin, previous.as_ref(), runtime);
-        let fail = |error| AddFailure { index, error };
+        let fail = |error| AddFailure { ran: index + 1, error };
         let said = plugins.call(Verb::Add, &plugin.kind, &config, Some(target)).await;
-        let mut result = said
-            .and_then(|said| said.into_result(Verb::Add, &plugin.kind))
-            .map_err(|error| fail(AddError::Plugin(error)))?;
+        let mut result = said.and_then(|said| said.into_result(Verb::Add, &plugin.kind)).map_err(|error| {
+            let ran = if error.never_ran() { index } else { index + 1 };
+            AddFailure { ran, error: AddError::Plugin(error) }
+        })?;
         result::normalise(&mut result, list.version)
             .map_err(|reason| fail(AddError::Result { plugin: plugin.kind.clone(), reason }))?;
         previous = Some(result);
@@ -52,7 +54,8 @@ pub async fn add(
 ///
 /// A plugin that ran and failed ends it, since those before it give resources back (the address) that its leftovers (rules
 /// that lead to the address) still use; the caller tries again. One whose program cannot be run would block that for ever,
-/// so it is passed by, and so is one that ADD never reached (`reached` is the place of the last plugin that ADD called).
+/// so it is passed by. `ran` is the number of plugins that ADD ran: the others are called too, but what they say is of no
+/// account, since they have nothing to undo.
 ///
 /// # Errors
 /// Every plugin that failed. What it could not undo is still there.
@@ -61,7 +64,7 @@ pub async fn del(
     list: &NetworkList,
     target: &Target<'_>,
     saved: &Saved<'_>,
-    reached: Option<usize>,
+    ran: usize,
 ) -> Result<(), Vec<PluginError>> {
     let previous = saved.result.filter(|result| {
         let version = result.get("cniVersion").and_then(Value::as_str);
@@ -71,10 +74,12 @@ pub async fn del(
     for (index, plugin) in list.plugins.iter().enumerate().rev() {
         let config = config(list, plugin, previous, saved.runtime);
         let Err(error) = plugins.call(Verb::Del, &plugin.kind, &config, Some(target)).await else { continue };
-        let harmless = error.never_ran() || reached.is_some_and(|reached| index > reached);
-        errors.push(error);
-        if !harmless {
-            break;
+        if index < ran {
+            let stop = !error.never_ran();
+            errors.push(error);
+            if stop {
+                break;
+            }
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }

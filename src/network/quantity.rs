@@ -97,4 +97,16 @@ mod tests {
             assert_eq!(parse(text), value, "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[0-9.+-]{0,24}(.{0,3}|[eE][+-]?[0-9]{0,12})") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn whole_numbers_are_themselves(number: u64) {
+            assert_eq!(parse(&number.to_string()), Some(number));
+        }
+    }
 }

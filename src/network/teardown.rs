@@ -16,11 +16,11 @@ impl Network {
         list: &conf::NetworkList,
         entry: &cache::Entry,
         call: &Call,
-        reached: Option<usize>,
+        ran: usize,
         owner: Claim<'_>,
     ) -> Vec<PluginError> {
         let saved = chain::Saved { runtime: &call.runtime, result: entry.result.as_ref() };
-        match chain::del(&self.plugins, list, &call.target(), &saved, reached).await {
+        match chain::del(&self.plugins, list, &call.target(), &saved, ran).await {
             Ok(()) => {
                 // An entry that stays only costs a second DEL.
                 let _ = self.forget(entry).await;
@@ -43,7 +43,7 @@ impl Network {
             // No plugin was ever called with such an id.
             return Ok(());
         }
-        let netns = (netns_exists && is_namespace(&pod.netns)).then_some(pod.netns.as_path());
+        let netns = Some(pod.netns.as_path()).filter(|path| netns_exists && is_pinned(path));
         let _gate = self.gc_gate.read().await;
         let (cache, id) = (self.cache.clone(), pod.sandbox_id.clone());
         let entries = task::blocking(move || cache.of_container(&id)).await.map_err(NetworkError::Cache)?;
@@ -70,7 +70,7 @@ impl Network {
         if let Some(list) = list {
             let call = Call::of(entry, netns);
             let saved = chain::Saved { runtime: &call.runtime, result: entry.result.as_ref() };
-            chain::del(&self.plugins, list, &call.target(), &saved, None).await.map_err(|errors| {
+            chain::del(&self.plugins, list, &call.target(), &saved, list.plugins.len()).await.map_err(|errors| {
                 NetworkError::Del {
                     network: entry.network_name.clone(),
                     sandbox_id: entry.container_id.clone(),
@@ -133,7 +133,7 @@ impl Network {
             if in_use.contains(&key) {
                 continue;
             }
-            if is_namespace(Path::new(&entry.netns)) && !entry.netns.starts_with("/proc/") {
+            if is_pinned(Path::new(&entry.netns)) {
                 // Its namespace is still pinned: another runtime's pod on the same network.
                 in_use.insert(key);
                 continue;
@@ -156,4 +156,9 @@ impl Network {
         let (cache, network, id) = (self.cache.clone(), entry.network_name.clone(), entry.container_id.clone());
         task::blocking(move || cache.remove(&network, &id)).await.map_err(NetworkError::Cache)
     }
+}
+
+/// Whether a namespace is pinned at the path. One with a process id in it leads to whoever has that id now.
+fn is_pinned(path: &Path) -> bool {
+    path.is_absolute() && !path.starts_with("/proc") && is_namespace(path)
 }

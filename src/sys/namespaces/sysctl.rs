@@ -225,4 +225,15 @@ mod tests {
             r#"sysctl "net.ipv4.ip_forward" = "1": the pod uses the host's network namespace"#
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_key_leads_out_of_its_tree(key in "(net|kernel|fs|[a-z]{0,3})[./]([a-z./@: -]{0,12}[./]){0,3}[a-z.]{0,6}") {
+            if verdict(&key, "1", false, false).is_ok() {
+                let path = proc_path(&key).unwrap();
+                let inside = ["net/", "fs/mqueue/", "kernel/"].iter().any(|root| path.starts_with(root));
+                assert!(inside && path.split('/').all(|part| !["", ".", ".."].contains(&part)), "{key:?} is {path:?}");
+            }
+        }
+    }
 }

@@ -190,3 +190,34 @@ fn entering_leaves_the_caller_where_it_was_even_after_a_panic() {
     remove(&dir).unwrap();
     assert!(matches!(enter_net(&net, || ()), Err(NetnsError::Open { .. })));
 }
+
+#[test]
+#[ignore = "needs root"]
+fn many_at_once_come_and_go() {
+    let temp = tempfile::tempdir().unwrap();
+    let before = [own_inode("net"), own_inode("ipc"), own_inode("uts")];
+    let wanted = sysctls(&[("net.ipv4.ip_forward", "1"), ("kernel.sem", "250 32000 100 128")]);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (root, wanted) = (temp.path(), &wanted);
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let dir = root.join(format!("ns/{worker}-{round}"));
+                    let request = NamespaceRequest {
+                        dir: &dir,
+                        net: true,
+                        ipc: true,
+                        uts: true,
+                        hostname: "pod",
+                        sysctls: wanted,
+                    };
+                    create(&request).unwrap();
+                    remove(&dir).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!([own_inode("net"), own_inode("ipc"), own_inode("uts")], before);
+    assert_eq!(mounts_below(temp.path()), BTreeSet::new());
+    assert_eq!(fs::read_dir(temp.path().join("ns")).unwrap().count(), 0);
+}
