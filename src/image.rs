@@ -297,3 +297,6 @@ fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
+
+#[cfg(test)]
+mod tests;

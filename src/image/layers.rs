@@ -100,3 +100,6 @@ impl fmt::Debug for Lease {
         f.write_str("Lease")
     }
 }
+
+#[cfg(test)]
+pub(super) mod fake;

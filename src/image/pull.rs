@@ -181,6 +181,3 @@ async fn commit(inner: Arc<Inner>, commit: Commit) -> Result<Arc<ImageRecord>, I
     })
     .await
 }
-
-#[cfg(test)]
-mod tests;

@@ -309,6 +309,8 @@ mod tests {
             path in "[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,4})?(/[a-z0-9]{1,6}){0,3}",
             tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
         ) {
+            // Without a host, a first component with a dot would be one.
+            prop_assume!(host.is_some() || !path.split_once('/').is_some_and(|(first, _)| is_host(first)));
             let name = host.as_ref().map_or(path.clone(), |host| format!("{host}/{path}"));
             let text = tag.as_ref().map_or(name.clone(), |tag| format!("{name}:{tag}"));
             let reference = Reference::parse(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;

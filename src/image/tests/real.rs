@@ -1,0 +1,197 @@
+//! Against Debian's docker-registry: plain, over TLS with an authority of our own, and with a token service.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::*;
+use crate::image::document::{OCI_INDEX, OCI_MANIFEST};
+use crate::image::tests::server::Reply;
+use crate::sys::exec::{self, Exec};
+
+/// A running docker-registry; it is killed with the test's runtime.
+struct Real {
+    host: String,
+    dir: tempfile::TempDir,
+    _task: tokio::task::JoinHandle<()>,
+}
+
+fn command(program: &str, args: &[&str], timeout: u64) -> Exec {
+    Exec {
+        program: program.into(),
+        args: args.iter().map(OsString::from).collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        stdin: Vec::new(),
+        timeout: Duration::from_secs(timeout),
+        output_cap: 64 * 1024,
+    }
+}
+
+async fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+    let output = exec::run(command(program, args, 60)).await?;
+    anyhow::ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+impl Real {
+    async fn start(dir: tempfile::TempDir, http: &str, auth: &str) -> anyhow::Result<Self> {
+        let host = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0")?;
+            free.local_addr()?.to_string()
+        };
+        let config = dir.path().join("registry.yml");
+        let root = dir.path().join("data");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{http}{auth}",
+            root.display()
+        );
+        std::fs::write(&config, text)?;
+        let shown = config.display().to_string();
+        let task = crate::task::spawn("test-docker-registry", async move {
+            let ended = exec::run(command("docker-registry", &["serve", &shown], 300)).await;
+            panic!("docker-registry ended: {ended:?}");
+        });
+        for _ in 0..400 {
+            if tokio::net::TcpStream::connect(&host).await.is_ok() {
+                return Ok(Self { host, dir, _task: task });
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        anyhow::bail!("docker-registry did not come up")
+    }
+
+    async fn push(&self, image: &TestImage) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let base = format!("http://{}", self.host);
+        for blob in image.layers.iter().chain([&image.config]) {
+            let begun = client.post(format!("{base}/v2/app/blobs/uploads/")).send().await?.error_for_status()?;
+            let location = begun.headers()["location"].to_str()?.to_owned();
+            let mut url = reqwest::Url::parse(&base)?.join(&location)?;
+            url.query_pairs_mut().append_pair("digest", Digest::of(blob).as_str());
+            client.put(url).body(blob.clone()).send().await?.error_for_status()?;
+        }
+        for (tag, document, kind) in [("v1", &image.manifest, OCI_MANIFEST)] {
+            let put = client.put(format!("{base}/v2/app/manifests/{tag}")).header("content-type", kind);
+            put.body(document.clone()).send().await?.error_for_status()?;
+        }
+        let entry = serde_json::json!({"mediaType": OCI_MANIFEST, "digest": image.digest(), "size": image.manifest.len(),
+            "platform": {"os": "linux", "architecture": Platform::host().architecture}});
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]});
+        let put = client.put(format!("{base}/v2/app/manifests/multi")).header("content-type", OCI_INDEX);
+        put.body(index.to_string()).send().await?.error_for_status()?;
+        Ok(())
+    }
+}
+
+/// An authority and a certificate for 127.0.0.1, in files `ca.crt`, `server.crt` and `server.key`.
+async fn certificates(dir: &Path) -> anyhow::Result<()> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (ca, ca_key, request) = (path("ca.crt"), path("ca.key"), path("server.csr"));
+    let (server, key, extra) = (path("server.crt"), path("server.key"), path("server.ext"));
+    std::fs::write(&extra, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")?;
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", &ca_key, "-out", &ca];
+    run("openssl", &[&authority[..], &curve[..]].concat()).await?;
+    let wanted = ["req", "-new", "-subj", "/CN=127.0.0.1", "-keyout", &key, "-out", &request];
+    run("openssl", &[&wanted[..], &curve[..]].concat()).await?;
+    let sign = ["x509", "-req", "-days", "2", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
+    run("openssl", &[&sign[..], &["-extfile", &extra, "-out", &server]].concat()).await
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn a_real_registry_serves() -> anyhow::Result<()> {
+    let registry = Real::start(tempfile::tempdir()?, "", "").await?;
+    let image = TestImage::new("real");
+    registry.push(&image).await?;
+    let conf =
+        format!("[[registry]]\nprefix = \"images.example\"\nlocation = \"{}\"\ninsecure = true\n", registry.host);
+    let room = Room::new(&conf).await?;
+    let record = room.pull("images.example/app:v1").await?;
+    assert_eq!((&record.id, record.repo_tags.as_slice()), (&image.id(), &["images.example/app:v1".to_owned()][..]));
+    assert_eq!(record.repo_digests, [format!("images.example/app@{}", image.digest())]);
+    assert_eq!(room.pull("images.example/app:v1").await?, record);
+    let multi = room.pull("images.example/app:multi").await?;
+    assert_eq!((multi.repo_tags.len(), multi.repo_digests.len()), (2, 2));
+    let by_digest = room.pull(&format!("images.example/app@{}", image.digest())).await?;
+    assert_eq!(by_digest, multi);
+    assert_eq!(room.layers.stages(), 2);
+    let error = room.refused("images.example/app:none").await;
+    assert!(error.contains("not found"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn a_private_authority_and_a_client_certificate() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path()).await?;
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (cert, key, ca) = (path("server.crt"), path("server.key"), path("ca.crt"));
+    // Filled over plain HTTP first: the data is the same.
+    let plain = Real::start(dir, "", "").await?;
+    let image = TestImage::new("private");
+    plain.push(&image).await?;
+    let tls = format!("  tls:\n    certificate: {cert}\n    key: {key}\n");
+    let Real { dir, .. } = plain;
+    let registry = Real::start(dir, &tls, "").await?;
+    let name = format!("{}/app:v1", registry.host);
+
+    let room = Room::new("").await?;
+    let error = room.refused(&name).await;
+    assert!(error.starts_with("RegistryUnavailable: ") && error.contains("certificate"), "{error}");
+
+    let folder = room.dir.path().join("certs.d").join(&registry.host);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(&ca, folder.join("ca.crt"))?;
+    room.images.reload(&settings(room.dir.path(), &[]))?;
+    assert_eq!(room.pull(&name).await?.id, image.id());
+
+    // Insecure skips verification but still prefers TLS.
+    let trusting = Room::new(&format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.host)).await?;
+    assert_eq!(trusting.pull(&name).await?.id, image.id());
+
+    let Real { dir, .. } = registry;
+    let strict = Real::start(dir, &format!("{tls}    clientcas:\n      - {ca}\n"), "").await?;
+    let folder = room.dir.path().join("certs.d").join(&strict.host);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(&ca, folder.join("ca.crt"))?;
+    let name = format!("{}/app:v1", strict.host);
+    let error = room.refused(&name).await;
+    assert!(error.starts_with("RegistryUnavailable: "), "{error}");
+    std::fs::copy(&cert, folder.join("client.cert"))?;
+    std::fs::copy(&key, folder.join("client.key"))?;
+    room.images.reload(&settings(room.dir.path(), &[]))?;
+    assert_eq!(room.pull(&name).await?.id, image.id());
+    std::fs::write(folder.join("client.key"), "no key")?;
+    room.images.reload(&settings(room.dir.path(), &[]))?;
+    let error = room.refused(&name).await;
+    assert!(error.contains("not valid PEM"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn a_plain_http_token_service_of_a_tls_registry_gets_nothing() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path()).await?;
+    let service = Registry::start(|_| Reply::new(200, r#"{"token":"x"}"#)).await;
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", path("server.crt"), path("server.key"));
+    let auth = format!(
+        "auth:\n  token:\n    realm: http://{}/token\n    service: s\n    issuer: i\n    rootcertbundle: {}\n",
+        service.host(),
+        path("ca.crt")
+    );
+    let ca = path("ca.crt");
+    let registry = Real::start(dir, &tls, &auth).await?;
+    let room = Room::new("").await?;
+    let folder = room.dir.path().join("certs.d").join(&registry.host);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(&ca, folder.join("ca.crt"))?;
+    let auth = AuthConfig { username: "u".into(), password: "p".into(), ..AuthConfig::default() };
+    let error = room.pull_as(&format!("{}/app:v1", registry.host), Some(auth)).await.expect_err("refused");
+    assert!(error.to_string().contains("plain http, the registry over https"), "{error}");
+    assert!(service.seen().is_empty());
+    drop(registry.dir);
+    Ok(())
+}
