@@ -121,7 +121,7 @@ fn implied_directories_look_like_those_below() -> anyhow::Result<()> {
     let middle = Layer::new().file("etc/x", "").done();
     let top = Layer::new().file("tmp/new/file", "").file("etc/y", "").done();
     // The base is in the store already when the others come.
-    let chains = fixture.add(&[base.clone()])?;
+    let chains = fixture.add(std::slice::from_ref(&base))?;
     let mut all = chains.clone();
     let mut staged = Vec::new();
     for layer in [&middle, &top] {

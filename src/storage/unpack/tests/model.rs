@@ -160,7 +160,10 @@ impl Generator {
         let there = self.model.kind(&path);
         let implied = parents(&path).any(|parent| self.model.kind(parent) != Some('d'));
         if !self.model.allows(&path) || (!self.features.oci && (there.is_some() || implied)) {
-            return if implied && there.is_none() && !self.features.oci { self.parent_of(&path) } else { () };
+            if implied && there.is_none() && !self.features.oci {
+                self.parent_of(&path);
+            }
+            return;
         }
         self.model.imply(&path);
         match self.random.below(if self.features.oci { 12 } else { 9 }) {
