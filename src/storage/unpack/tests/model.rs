@@ -237,7 +237,11 @@ impl Generator {
     }
 
     fn directory(&mut self, path: &str) {
-        let attributes = self.attributes();
+        let mut attributes = self.attributes();
+        if !self.features.root {
+            // Others than root need the right to go in.
+            attributes.mode = 0o755;
+        }
         let facts = self.emit((b'5', path, ""), b"", attributes, true);
         self.model.directory(path, Facts { kind: 'd', ..facts });
     }
