@@ -132,7 +132,6 @@ impl Storage {
 
     /// Like [`Storage::lease`] for layers that may not be here yet. A pull holds one from its start until its image is
     /// recorded, so that a removal in between takes none of its layers.
-    #[must_use]
     pub fn reserve(&self, chains: &[Digest]) -> LayerLease {
         LayerLease::new(&self.0, &mut self.0.state(), chains)
     }

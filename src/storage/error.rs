@@ -21,8 +21,8 @@ pub enum StorageError {
     DiffId { chain: Digest, want: Digest, got: Digest },
     #[error("layer {chain}: {operation}")]
     Layer { chain: Digest, operation: &'static str, source: io::Error },
-    #[error("layer {chain} does not lie on layer {below}: chains are given base first")]
-    Order { chain: Digest, below: Digest },
+    #[error("layer {chain} lies on layer {parent}, which is not the one given before it: the base comes first")]
+    Order { chain: Digest, parent: Digest },
     #[error("{path:?} in the image cannot be read")]
     Read { path: String, source: io::Error },
     #[error("{path:?} in the image is larger than {cap} bytes")]

@@ -256,10 +256,9 @@ impl Storage {
         let mut hidden = false;
         for (at, chain) in chains.iter().enumerate().rev() {
             let known = state.layers.get(chain).ok_or_else(|| StorageError::Missing { chain: chain.clone() })?;
-            if let (Some(parent), Some(below)) = (&known.parent, at.checked_sub(1).map(|at| &chains[at]))
-                && parent != below
-            {
-                return Err(StorageError::Order { chain: chain.clone(), below: below.clone() });
+            let below = at.checked_sub(1).map(|at| &chains[at]);
+            if let Some(parent) = known.parent.as_ref().filter(|parent| Some(*parent) != below) {
+                return Err(StorageError::Order { chain: chain.clone(), parent: parent.clone() });
             }
             if !hidden {
                 visible.push(chain.clone());

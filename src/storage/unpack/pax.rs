@@ -165,7 +165,7 @@ mod tests {
             b"9 path=a",
             b"99 path=a\n",
             b"8 path=a\n",
-            b"10 path=a\n",
+            b"11 path=a\n",
             b"+9 path=a\n",
             b"7 =abc\n",
             b"8 pathx\n",

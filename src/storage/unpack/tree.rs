@@ -6,7 +6,7 @@
 //! that (CVE-2025-47290). Creating something new cannot redirect a path that was resolved before.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Seek as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
@@ -19,13 +19,15 @@ use super::error::shown;
 use super::name::{CleanName, Meaning, os};
 use super::{Limits, UnpackError};
 use crate::storage::removal::remove_tree;
-use crate::storage::usage::{Usage, measure};
+use crate::storage::usage::{BLOCK, Usage, charge, removable};
 use crate::sys::root::{Root, file_type, magic_path};
 use crate::sys::xattr;
 
 mod parents;
+mod times;
 
 use parents::Parents;
+use times::Times;
 
 /// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
 pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
@@ -142,14 +144,14 @@ impl<'l> Tree<'l> {
         let make = || rustix::fs::mkdirat(&place.parent, place.base, Mode::RWXU);
         let mut hides = false;
         match make() {
-            Ok(()) => self.count(4096),
+            Ok(()) => self.count(BLOCK),
             Err(Errno::EXIST) => {
                 let there = place.stat()?;
                 if file_type(&there) != FileType::Directory {
                     hides = is_whiteout(&there);
                     self.replace(place, &there)?;
                     make().map_err(place.failed("the directory cannot be made"))?;
-                    self.count(4096);
+                    self.count(BLOCK);
                 }
             }
             Err(error) => return Err(place.failed("the directory cannot be made")(error)),
@@ -173,7 +175,7 @@ impl<'l> Tree<'l> {
             None => copy(place, archive, &mut file)?,
             Some(regions) => copy_regions(place, archive, &file, regions)?,
         };
-        self.count(stored.next_multiple_of(4096));
+        self.count(stored.next_multiple_of(BLOCK));
         describe(place, file.as_fd())?;
         rustix::fs::futimens(&file, &stamps(place.entry.mtime)).map_err(place.failed("its time cannot be set"))
     }
@@ -278,6 +280,7 @@ impl<'l> Tree<'l> {
     /// Removes what an entry replaces: never written through, as it may be linked from elsewhere (RUSTSEC-2018-0002).
     fn replace(&mut self, place: &Place<'_>, there: &Stat) -> Result<(), UnpackError> {
         self.parents.forget();
+        self.usage = self.usage.plus(self.parents.take_made());
         let failed = |source| UnpackError::Write {
             name: shown(place.name.bytes()),
             operation: "what it replaces cannot be removed",
@@ -285,12 +288,10 @@ impl<'l> Tree<'l> {
         };
         if file_type(there) == FileType::Directory {
             let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-            let below = measure(fd.as_fd()).map_err(failed)?;
-            self.usage = self.usage.minus(below).minus(Usage { bytes: 4096, inodes: 1 });
-        } else if there.st_nlink <= 1 {
-            let size = u64::try_from(there.st_size).unwrap_or(0);
-            let bytes = if file_type(there) == FileType::RegularFile { size.next_multiple_of(4096) } else { 0 };
-            self.usage = self.usage.minus(Usage { bytes, inodes: 1 });
+            self.usage = self.usage.minus(removable(fd.as_fd()).map_err(failed)?);
+        }
+        if file_type(there) == FileType::Directory || there.st_nlink <= 1 {
+            self.usage = self.usage.minus(Usage { bytes: charge(there), inodes: 1 });
         }
         remove_tree(place.parent.as_fd(), os(place.base)).map_err(failed)
     }
@@ -316,10 +317,8 @@ impl<'l> Tree<'l> {
             }
             Ok(())
         })?;
-        let implied = self.parents.implied();
-        let made = u64::try_from(implied.len()).expect("a count in memory");
-        let usage = self.usage.plus(Usage { bytes: made * 4096, inodes: made });
-        Ok(Done { usage, opaque_root: self.opaque_root, implied })
+        let usage = self.usage.plus(self.parents.take_made());
+        Ok(Done { usage, opaque_root: self.opaque_root, implied: self.parents.implied() })
     }
 }
 
@@ -418,46 +417,4 @@ fn copy_regions(
 
 fn not_written(place: &Place<'_>, source: std::io::Error) -> UnpackError {
     UnpackError::Write { name: shown(place.name.bytes()), operation: "its content cannot be written", source }
-}
-
-/// Directory times to be set at the end, kept in an unnamed file: there may be millions.
-struct Times(BufWriter<File>);
-
-impl Times {
-    fn new(scratch: BorrowedFd<'_>) -> Result<Self, UnpackError> {
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(scratch, ".", flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|source| UnpackError::Scratch { operation: "cannot be made", source: source.into() })?;
-        Ok(Self(BufWriter::with_capacity(64 << 10, File::from(file))))
-    }
-
-    /// One record: seconds and nanoseconds, and the path up to a NUL, which no clean name holds.
-    fn note(&mut self, path: &[u8], mtime: Timestamp) -> Result<(), UnpackError> {
-        let mut record = Vec::with_capacity(path.len() + 13);
-        record.extend_from_slice(&mtime.seconds.to_le_bytes());
-        record.extend_from_slice(&mtime.nanoseconds.to_le_bytes());
-        record.extend_from_slice(path);
-        record.push(0);
-        self.0.write_all(&record).map_err(|source| UnpackError::Scratch { operation: "cannot be written", source })
-    }
-
-    fn replay(self, mut apply: impl FnMut(&[u8], Timestamp) -> Result<(), UnpackError>) -> Result<(), UnpackError> {
-        let unread = |source| UnpackError::Scratch { operation: "cannot be read back", source };
-        let mut file = self.0.into_inner().map_err(|error| unread(error.into_error()))?;
-        file.rewind().map_err(unread)?;
-        let mut reader = BufReader::with_capacity(64 << 10, file);
-        let mut path = Vec::new();
-        while !reader.fill_buf().map_err(unread)?.is_empty() {
-            let (mut seconds, mut nanoseconds) = ([0; 8], [0; 4]);
-            std::io::Read::read_exact(&mut reader, &mut seconds).map_err(unread)?;
-            std::io::Read::read_exact(&mut reader, &mut nanoseconds).map_err(unread)?;
-            path.clear();
-            reader.read_until(0, &mut path).map_err(unread)?;
-            path.pop();
-            let mtime =
-                Timestamp { seconds: i64::from_le_bytes(seconds), nanoseconds: u32::from_le_bytes(nanoseconds) };
-            apply(&path, mtime)?;
-        }
-        Ok(())
-    }
 }

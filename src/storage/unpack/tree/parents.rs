@@ -12,6 +12,7 @@ use super::super::UnpackError;
 use super::super::error::shown;
 use super::super::name::os;
 use super::{is_whiteout, set_opaque};
+use crate::storage::usage::{BLOCK, Usage};
 use crate::sys::root::{Root, file_type};
 
 /// Symlinks followed in one path, as the kernel has it (path_resolution(7)).
@@ -27,13 +28,22 @@ pub(super) struct Parents<'r> {
     capacity: usize,
     implied: HashSet<Vec<u8>>,
     implied_bytes: usize,
+    /// What making directories added, until it is taken.
+    made: Usage,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl<'r> Parents<'r> {
     pub(super) fn new(root: &'r Root, capacity: usize) -> Self {
-        Self { root, open: VecDeque::new(), capacity, implied: HashSet::new(), implied_bytes: 0 }
+        Self {
+            root,
+            open: VecDeque::new(),
+            capacity,
+            implied: HashSet::new(),
+            implied_bytes: 0,
+            made: Usage::default(),
+        }
     }
 
     /// A directory, made with mode 0755 if it is missing, and so for all above it. Symlinks of this layer are followed
@@ -63,7 +73,8 @@ impl<'r> Parents<'r> {
                 Ok(Some(fd))
             }
             Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                // A loop is reported by whoever needs the directory; a time to be set there is out of date.
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
                 _ => Err(failed(path, "its directory cannot be opened", error)),
             },
         }
@@ -81,6 +92,11 @@ impl<'r> Parents<'r> {
         }
         self.open.retain(|(known, _)| known != path);
         self.keep(path, &Rc::new(fd));
+    }
+
+    /// What making directories added since the last call.
+    pub(super) fn take_made(&mut self) -> Usage {
+        std::mem::take(&mut self.made)
     }
 
     /// Directories that were made without an entry, parents before their children.
@@ -168,9 +184,12 @@ impl<'r> Parents<'r> {
         let fd = rustix::fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|error| failed(path, "its directory cannot be opened", error))?;
         // Whatever the umask, and whatever group a set-gid parent passes on.
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))
+        rustix::fs::fchown(&fd, Some(rustix::process::geteuid()), Some(rustix::process::getegid()))
+            .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755)))
             .and_then(|()| if opaque { set_opaque(std::os::fd::AsFd::as_fd(&fd)) } else { Ok(()) })
             .map_err(|error| failed(path, "its directory cannot be described", error))?;
+        // An opaque one took the place of a whiteout, which was counted.
+        self.made = self.made.plus(Usage { bytes: BLOCK, inodes: u64::from(!opaque) });
         let whole = resolved.join(&b'/');
         self.implied_bytes += whole.len();
         if self.implied_bytes > MAX_IMPLIED {
