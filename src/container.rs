@@ -1,1 +1,345 @@
-//! Containers: one driver task owns each.
+//! Containers: one driver task owns each, and publishes what readers see.
+//!
+//! ```text
+//!             create                start                 exit
+//!   (nothing) ───────▶ CREATED ───────────▶ RUNNING ───────────▶ EXITED ──remove──▶ (nothing)
+//!       ▲                 │  start fails: StartError  │                ▲
+//!       └── undo          └───────────────────────────┴────────────────┘
+//! ```
+//!
+//! * **Create** runs in a flight of its own (`create`): phases, each with its undo. Only when all of it stands does the
+//!   container appear and its driver start.
+//! * **The driver** (`driver`) takes commands one at a time: start, stop, remove, reopen the log, and the monitor's exit
+//!   report. A stop does not occupy the driver: it is a deadline that the driver keeps beside its inbox, so that a second
+//!   stop can shorten it and the exit is heard at once.
+//! * **Readers** load the published [`ContainerRecord`] and never wait (invariant 3).
+//! * **Exec** (`exec`) needs no driver: it reads the published state and has its own task.
+
+mod console;
+mod create;
+mod driver;
+mod exec;
+mod files;
+mod recover;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admission::AdmissionError;
+use crate::image::{ImageError, Images};
+use crate::keeper::{Keeper, KeeperError};
+use crate::monitor::MonitorError;
+use crate::runtime::{Handlers, OciRuntime, RuntimeError};
+use crate::spec::{HostFacts, NamespacePaths, PodFiles, SpecError};
+use crate::state::{ContainerPhase, ContainerRecord, StateError, Store};
+use crate::storage::{Storage, StorageError};
+use crate::sys::cgroup::Cgroups;
+use crate::task::flight::{FlightError, Flights};
+
+pub use exec::{EXEC_OUTPUT_CAP, ExecOutput};
+
+/// Commands that wait for a driver at most; a sender past that waits for room.
+const INBOX: usize = 16;
+
+/// What containers are made with. One for the daemon.
+#[derive(Debug)]
+pub struct Resources {
+    pub keeper: Keeper,
+    pub handlers: Arc<Handlers>,
+    pub storage: Storage,
+    pub images: Images,
+    pub store: Store,
+    pub cgroups: Cgroups,
+    pub host: HostFacts,
+    pub state_dir: PathBuf,
+    /// Longest text of one log record, in bytes.
+    pub max_log_line: usize,
+}
+
+impl Resources {
+    /// The OCI bundle of a container.
+    #[must_use]
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.state_dir.join("k8s.io").join(id)
+    }
+}
+
+/// What a container needs to know of its pod. The pod room makes it.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub id: String,
+    pub config: Arc<cri_proto::runtime::v1::PodSandboxConfig>,
+    pub runtime: Arc<OciRuntime>,
+    pub namespaces: NamespacePaths,
+    pub files: PodFiles,
+    pub cgroup_parent: String,
+    /// In effect: the node's own in a pod of the host's network.
+    pub hostname: String,
+}
+
+/// All containers of the node.
+#[derive(Debug, Clone)]
+pub struct Containers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    resources: Arc<Resources>,
+    index: RwLock<BTreeMap<String, Arc<Container>>>,
+    creating: Flights<String, ContainerError>,
+}
+
+/// Handle of one container: a published record and the inbox of its driver.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    record: ArcSwap<ContainerRecord>,
+    inbox: mpsc::Sender<driver::Command>,
+    /// 0 once the process has ended.
+    pid: AtomicI32,
+}
+
+/// Why a request about a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    #[error("container {id:?} not found")]
+    NotFound { id: String },
+    #[error("container id {id:?} is ambiguous: it begins {count} ids")]
+    Ambiguous { id: String, count: usize },
+    #[error("the name {name:?} is in use by container {holder}")]
+    NameTaken { name: String, holder: String },
+    #[error("container {id} is {state}, not {wanted}")]
+    WrongState { id: String, state: &'static str, wanted: &'static str },
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("image {reference:?} is not present; pull it first")]
+    NoImage { reference: String },
+    #[error("cgroup")]
+    Cgroup(#[from] crate::sys::cgroup::CgroupError),
+    #[error("image")]
+    Image(#[source] ImageError),
+    #[error("the rootfs of the image has {path} as a {kind}; a runtime could be led outside by it")]
+    UnsafeRootfs { path: &'static str, kind: &'static str },
+    #[error("mounts: host_path {path:?} of container_path {target:?} cannot be used")]
+    MountSource { path: PathBuf, target: String, source: io::Error },
+    #[error("seccomp profile {path:?} cannot be read")]
+    SeccompProfile { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Device(#[from] crate::devices::DeviceError),
+    #[error("storage")]
+    Storage(#[from] StorageError),
+    #[error("{}: cannot be written", path.display())]
+    Bundle { path: PathBuf, source: io::Error },
+    #[error("the container's pipes cannot be made")]
+    Pipe { source: io::Error },
+    #[error("{}: cannot be read", path.display())]
+    ReadBundle { path: PathBuf, source: io::Error },
+    #[error("OCI runtime")]
+    Runtime(#[from] RuntimeError),
+    #[error("keeper")]
+    Keeper(#[from] KeeperError),
+    #[error("monitor")]
+    Monitor(#[from] MonitorError),
+    #[error("record")]
+    State(#[from] StateError),
+    #[error("process {pid} of container {id} is still there {seconds} s after SIGKILL (state {state})")]
+    Unkillable { id: String, pid: i32, seconds: u64, state: String },
+    #[error("exec in {id}: no exit after {} s; its processes were killed", after.as_secs())]
+    ExecTimeout { id: String, after: Duration },
+    #[error("the caller went away; the command was killed")]
+    ExecCancelled,
+    #[error("exec needs a command")]
+    ExecEmpty,
+    #[error(transparent)]
+    Flight(#[from] FlightError),
+    /// The outcome of an operation that several callers share.
+    #[error("{0}")]
+    Shared(Arc<ContainerError>),
+}
+
+impl Container {
+    /// Its id: 64 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What is known of it now. Never waits.
+    #[must_use]
+    pub fn record(&self) -> Arc<ContainerRecord> {
+        self.record.load_full()
+    }
+
+    /// Number of the first process while it lives.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        let pid = self.pid.load(Ordering::Relaxed);
+        (pid != 0).then_some(pid)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ContainerError>>) -> driver::Command,
+    ) -> Option<Result<T, ContainerError>> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Containers {
+    /// No container yet.
+    #[must_use]
+    pub fn new(resources: Arc<Resources>) -> Self {
+        Self { inner: Arc::new(Inner { resources, index: RwLock::default(), creating: Flights::new() }) }
+    }
+
+    /// What they are made with.
+    #[must_use]
+    pub fn resources(&self) -> &Arc<Resources> {
+        &self.inner.resources
+    }
+
+    /// Every container, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Container>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// The containers of a sandbox.
+    #[must_use]
+    pub fn of_sandbox(&self, sandbox_id: &str) -> Vec<Arc<Container>> {
+        let mut all = self.list();
+        all.retain(|container| container.record.load().sandbox_id == sandbox_id);
+        all
+    }
+
+    /// The container with this id, or the only one whose id begins so.
+    ///
+    /// # Errors
+    /// [`ContainerError::NotFound`], or [`ContainerError::Ambiguous`] with the number of ids that the prefix fits.
+    pub fn find(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
+        let index = self.read();
+        if let Some(container) = index.get(id) {
+            return Ok(container.clone());
+        }
+        let mut matching =
+            index.range(id.to_owned()..).take_while(|(known, _)| !id.is_empty() && known.starts_with(id));
+        match (matching.next(), matching.count()) {
+            (None, _) => Err(ContainerError::NotFound { id: id.to_owned() }),
+            (Some((_, container)), 0) => Ok(container.clone()),
+            (Some(_), more) => Err(ContainerError::Ambiguous { id: id.to_owned(), count: more + 1 }),
+        }
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// When it is not in state CREATED, or the runtime cannot start it; it is then EXITED with reason `StartError`.
+    pub async fn start(&self, id: &str) -> Result<(), ContainerError> {
+        let container = self.find(id)?;
+        let gone = || ContainerError::NotFound { id: id.to_owned() };
+        container.ask(|reply| driver::Command::Start { reply }).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Stops a container: its stop signal, then after `grace` SIGKILL. One that has ended or is unknown is fine; a second
+    /// call can only shorten the grace of the first. Returns when the container is EXITED.
+    ///
+    /// # Errors
+    /// [`ContainerError::Unkillable`] when its process is still there some time after SIGKILL.
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), ContainerError> {
+        let Some(container) = self.find_any(id)? else { return Ok(()) };
+        container.ask(|reply| driver::Command::Stop { grace, reply }).await.unwrap_or(Ok(()))
+    }
+
+    /// Removes a container, killing it first when it runs. One that is unknown is fine. The log stays.
+    ///
+    /// # Errors
+    /// When a piece cannot be removed; the container stays listed and the call can be repeated.
+    pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
+        let Some(container) = self.find_any(id)? else { return Ok(()) };
+        container.ask(|reply| driver::Command::Remove { reply }).await.unwrap_or(Ok(()))
+    }
+
+    /// Opens the log anew at its path.
+    ///
+    /// # Errors
+    /// When the container does not run (no file is made then) or the file cannot be opened.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), ContainerError> {
+        let container = self.find(id)?;
+        let gone = || ContainerError::NotFound { id: id.to_owned() };
+        container.ask(|reply| driver::Command::ReopenLog { reply }).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// As [`Self::find`], with an unknown id as `None`.
+    fn find_any(&self, id: &str) -> Result<Option<Arc<Container>>, ContainerError> {
+        match self.find(id) {
+            Ok(container) => Ok(Some(container)),
+            Err(ContainerError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Container>>> {
+        self.inner.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a container visible and starts its driver.
+    fn adopt(&self, owned: driver::Owned) -> Arc<Container> {
+        let (inbox, commands) = mpsc::channel(INBOX);
+        let record = owned.record.clone();
+        let pid = AtomicI32::new(owned.process.as_ref().map_or(0, |process| process.pid));
+        let container =
+            Arc::new(Container { id: record.id.clone(), record: ArcSwap::from_pointee(record), inbox, pid });
+        self.inner
+            .index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(container.id.clone(), container.clone());
+        driver::start(self.clone(), container.clone(), commands, owned);
+        container
+    }
+
+    fn forget(&self, id: &str) {
+        self.inner.index.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// The state's name in the CRI's words.
+#[must_use]
+pub fn state_name(phase: ContainerPhase) -> &'static str {
+    match phase {
+        ContainerPhase::Creating => "being created",
+        ContainerPhase::Created => "CREATED",
+        ContainerPhase::Running => "RUNNING",
+        ContainerPhase::Exited => "EXITED",
+        ContainerPhase::Removing => "being removed",
+    }
+}
+
+/// Nanoseconds since the epoch.
+#[must_use]
+pub fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// A fresh id: 32 random bytes as hexadecimal digits.
+#[must_use]
+pub fn fresh_id() -> String {
+    crate::sys::host::random_hex::<32>()
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ContainerError> {
+    files::write(path, bytes).map_err(|source| ContainerError::Bundle { path: path.to_owned(), source })
+}

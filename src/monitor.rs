@@ -1,1 +1,231 @@
-//! One task per container: exit, stdio to the CRI log, OOM watch.
+//! One monitor task per container: it reads the container's output into its CRI log, waits for its end, and says how it
+//! ended, in that order.
+//!
+//! ```text
+//!   stdout ─┐                       ┌─ Reopen
+//!           ├─▶ records ─▶ log file ◀┘
+//!   stderr ─┘
+//!   pidfd / keeper ─▶ exit ─▶ drain the pipes ─▶ OOM verdict ─▶ Exit report to the container's driver
+//! ```
+//!
+//! **Invariant: log before EXITED.** The report is sent only after every byte that the container had written when it died
+//! is in the log. A process that outlives the container and holds its pipe cannot delay the report beyond
+//! [`DRAIN_LIMIT`].
+//!
+//! **Invariant: nothing is buffered here.** What a read returned is written before the next read: the end of a line that
+//! has not come yet does not hold back its beginning, which becomes a partial record. A daemon that is killed loses
+//! nothing that it had taken from a pipe for longer than one write.
+
+pub mod log;
+mod output;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::keeper::{Exit, Keeper};
+use crate::sys::cgroup::{Cgroups, OomWatch};
+use log::{LogError, LogFile, Stream};
+use output::Output;
+
+/// How long the pipes of a dead container may stay open (held by a process that left it) before the report goes out.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// A container's descriptors as the daemon reads them.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Read end of the stdout pipe, or the pty's master.
+    pub stdout: Option<Arc<OwnedFd>>,
+    pub stderr: Option<Arc<OwnedFd>>,
+    pub terminal: bool,
+}
+
+/// What the monitor watches.
+#[derive(Debug)]
+pub struct Watched {
+    pub id: String,
+    pub pidfd: Arc<OwnedFd>,
+    pub stdio: Stdio,
+    pub log_path: Option<PathBuf>,
+    /// Longest text of one log record, in bytes.
+    pub max_line: usize,
+    /// `None` where the cgroup cannot be watched; the verdict is then never "OOM".
+    pub oom: Option<OomWatch>,
+    /// Set where the pid namespace is shared: what the first process leaves behind in this cgroup is killed with it.
+    pub leftovers: Option<(Cgroups, String)>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone)]
+pub struct ExitReport {
+    pub exit: Exit,
+    /// A process of the container was killed for lack of memory.
+    pub oom_killed: bool,
+}
+
+/// Handle of a running monitor. Dropping it does not stop the task: the container's end does.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    commands: mpsc::Sender<Reopen>,
+}
+
+#[derive(Debug)]
+struct Reopen {
+    done: oneshot::Sender<Result<(), LogError>>,
+}
+
+/// Why a monitor could not be started or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    #[error("the container's log")]
+    Log(#[from] LogError),
+    #[error("the container's {stream} cannot be read")]
+    Output { stream: &'static str, source: io::Error },
+    #[error("the container has ended; its log takes nothing more")]
+    Ended,
+}
+
+impl Monitor {
+    /// Opens the log and starts the task; `report` is called once, at the end.
+    ///
+    /// # Errors
+    /// When the log cannot be opened or a pipe cannot be registered with the reactor.
+    pub fn start(
+        keeper: Keeper,
+        watched: Watched,
+        report: impl FnOnce(ExitReport) + Send + 'static,
+    ) -> Result<Self, MonitorError> {
+        let log = watched.log_path.as_deref().map(|path| LogFile::open(path, watched.max_line)).transpose()?;
+        let open = |fd: Option<Arc<OwnedFd>>, stream, name| {
+            fd.map(|fd| Output::new(&fd, stream).map_err(|source| MonitorError::Output { stream: name, source }))
+                .transpose()
+        };
+        let stdout = open(watched.stdio.stdout, Stream::Stdout, "stdout")?;
+        let stderr = open(watched.stdio.stderr, Stream::Stderr, "stderr")?;
+        let (commands, inbox) = mpsc::channel(4);
+        let Watched { id, pidfd, oom, leftovers, .. } = watched;
+        let task = Task { keeper, id, pidfd, oom, leftovers, log, stdout, stderr, inbox };
+        crate::task::spawn("monitor", async move { report(task.run().await) });
+        Ok(Self { commands })
+    }
+
+    /// Opens the log anew at its path, after the kubelet renamed the file.
+    ///
+    /// # Errors
+    /// [`MonitorError::Ended`] once the container has ended (no file is made then), [`MonitorError::Log`] when the new
+    /// file cannot be opened; the old one then goes on.
+    pub async fn reopen_log(&self) -> Result<(), MonitorError> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Reopen { done }).await.map_err(|_| MonitorError::Ended)?;
+        answer.await.map_err(|_| MonitorError::Ended)?.map_err(MonitorError::Log)
+    }
+}
+
+struct Task {
+    keeper: Keeper,
+    id: String,
+    pidfd: Arc<OwnedFd>,
+    oom: Option<OomWatch>,
+    leftovers: Option<(Cgroups, String)>,
+    log: Option<LogFile>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+    inbox: mpsc::Receiver<Reopen>,
+}
+
+impl Task {
+    async fn run(mut self) -> ExitReport {
+        let keeper = self.keeper.clone();
+        let (id, pidfd) = (self.id.clone(), self.pidfd.clone());
+        let exit = keeper.wait_exit(&id, &pidfd);
+        tokio::pin!(exit);
+        let mut inbox_open = true;
+        let exit = loop {
+            tokio::select! {
+                biased;
+                command = self.inbox.recv(), if inbox_open => match command {
+                    Some(command) => self.reopen(command),
+                    None => inbox_open = false,
+                },
+                () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.log),
+                () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.log),
+                () = oom_changed(&mut self.oom) => {}
+                exit = &mut exit => break exit,
+            }
+        };
+        // Commands that come from here on find the channel closed, so nobody makes a new file for a log that has ended.
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            self.reopen(command);
+        }
+        if let Some((cgroups, path)) = self.leftovers.take()
+            && let Err(error) = crate::task::blocking(move || cgroups.kill_all(&path)).await
+        {
+            tracing::warn!(id = %self.id, error = %crate::telemetry::chain(&error), "processes of an ended container are left");
+        }
+        self.drain().await;
+        let oom_killed = self.oom.as_mut().is_some_and(|watch| watch.oom_kills() > 0);
+        ExitReport { exit, oom_killed }
+    }
+
+    fn reopen(&mut self, command: Reopen) {
+        let result = self.log.as_mut().map_or(Ok(()), LogFile::reopen);
+        // A caller that went away has no use for the answer.
+        let _ = command.done.send(result);
+    }
+
+    /// Reads what is left in the pipes. A pipe whose other end is closed is read to its end; one that a process outside
+    /// the container still holds is read until it is empty, and waited for no longer than [`DRAIN_LIMIT`].
+    async fn drain(&mut self) {
+        for output in [&mut self.stdout, &mut self.stderr] {
+            if output.as_mut().is_some_and(|source| !source.transfer_all(into(&mut self.log))) {
+                *output = None;
+            }
+        }
+        let rest = async {
+            while self.stdout.is_some() || self.stderr.is_some() {
+                tokio::select! {
+                    () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.log),
+                    () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.log),
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN_LIMIT, rest).await.is_err() {
+            tracing::debug!(id = %self.id, "a process outside the container holds its output; the log is closed");
+        }
+    }
+}
+
+async fn readable(output: &Option<Output>) {
+    match output {
+        Some(output) => output.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn oom_changed(watch: &mut Option<OomWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Moves one read's worth from the pipe to the log; at the end of the pipe the output becomes `None`.
+fn step(output: &mut Option<Output>, log: &mut Option<LogFile>) {
+    if output.as_mut().is_some_and(|source| !source.transfer(into(log))) {
+        *output = None;
+    }
+}
+
+/// A taker that writes to the log, if there is one.
+fn into(log: &mut Option<LogFile>) -> impl FnMut(Stream, &[u8]) {
+    move |stream, bytes| {
+        if let Some(log) = log {
+            log.write(stream, bytes);
+        }
+    }
+}

@@ -2,19 +2,19 @@
 //! borrowed descriptors, and their errors name the call and the path.
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
-pub mod cgroup;
-pub mod exec;
-pub mod instance;
-pub mod inotify;
-pub mod namespaces;
-pub mod netns;
-pub mod mount;
-pub mod root;
-pub mod xattr;
 pub mod caps;
+pub mod cgroup;
 pub mod clone;
 pub mod exec;
+pub mod host;
+pub mod inotify;
+pub mod instance;
+pub mod mount;
+pub mod namespaces;
+pub mod netns;
 pub mod pidfd;
 pub mod process;
 pub mod reactor;
+pub mod root;
 pub mod seqpacket;
+pub mod xattr;

@@ -23,7 +23,7 @@ pub trait LayerStore: Send + Sync + 'static {
         chain: &Digest,
         diff_id: &Digest,
         packing: Packing,
-        content: &mut dyn Read,
+        content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError>;
 
     /// Makes staged layers durable and visible. A layer that somebody else committed meanwhile is no error.
@@ -100,6 +100,8 @@ impl fmt::Debug for Lease {
         f.write_str("Lease")
     }
 }
+
+mod overlay;
 
 #[cfg(test)]
 pub(super) mod fake;

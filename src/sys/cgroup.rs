@@ -92,6 +92,13 @@ impl Cgroup {
         found.map(|h| h.dir.as_path())
     }
 
+    /// The folders of the cgroup, one of each hierarchy. They need not exist.
+    #[must_use]
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        let limits = |h: &&HierarchyDir| self.version == CgroupVersion::V2 || !h.unified;
+        self.dirs.iter().filter(limits).map(|h| h.dir.clone()).collect()
+    }
+
     /// Whether any hierarchy holds the cgroup.
     #[must_use]
     pub fn exists(&self) -> bool {

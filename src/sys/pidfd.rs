@@ -43,6 +43,17 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
 }
 
+/// Sends a signal by its number, real-time signals included.
+///
+/// # Errors
+/// `EINVAL` for a number that is no signal, `ESRCH` when the process has been reaped.
+pub fn send(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the call takes plain numbers and a null pointer, which it allows.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, none, 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Asks whether a signal could be sent: the process has not been reaped.
 ///
 /// # Errors

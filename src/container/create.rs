@@ -1,0 +1,413 @@
+//! Creation: from a request to a container in state CREATED, or to nothing at all.
+//!
+//! The phases, each undone by [`undo`] when a later one fails (and by the sweep at start when the daemon dies, since the
+//! record that names them is written first):
+//! admission → image and user → record → lease, rootfs → OCI spec, bundle → `runtime create` → monitor.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_proto::runtime::v1::{ContainerConfig, Mount};
+use rustix::pipe::PipeFlags;
+
+use crate::admission::ContainerKey;
+use crate::image::ImageRecord;
+use crate::keeper::HeldProcess;
+use crate::monitor::{ExitReport, Monitor, Stdio, Watched};
+use crate::runtime::CreateRequest;
+use crate::spec::mounts::propagation_of;
+use crate::spec::{
+    BuiltSpec, HandlerPolicy, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput,
+};
+use crate::state::{ContainerPhase, ContainerRecord};
+use crate::storage::PathKind;
+use crate::sys::cgroup::OomWatch;
+
+use super::console::Console;
+use super::driver::Owned;
+use super::{ContainerError, Containers, Resources, Sandbox, files, write_file};
+
+/// The clock of `runtime create`. The kubelet's own for this call is two minutes; ours ends before it, so that the error
+/// with the reason is still heard.
+const CREATE_CLOCK: Duration = Duration::from_secs(100);
+
+/// Largest `/etc/passwd` or `/etc/group` of an image that is read, in bytes (CVE-2026-47262).
+const ACCOUNT_FILE_CAP: u64 = 10 * 1024 * 1024;
+
+/// Largest Localhost seccomp profile that is read, in bytes.
+const SECCOMP_CAP: u64 = 4 * 1024 * 1024;
+
+/// Folders of a rootfs that a runtime mounts on or makes nodes in (CVE-2026-41579, CVE-2026-47766, CVE-2019-19921).
+const REAL_DIRS: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+impl Containers {
+    /// Creates a container in a sandbox. A retry of a creation in progress joins it; one of a finished creation with the
+    /// same configuration gets the same id, while the container has not been started.
+    ///
+    /// # Errors
+    /// Every way in which the request is bad, or a piece cannot be made; nothing is left behind.
+    pub async fn create(&self, sandbox: Arc<Sandbox>, config: ContainerConfig) -> Result<String, ContainerError> {
+        let key = ContainerKey::of(&sandbox.id, &config.metadata.clone().unwrap_or_default()).to_string();
+        let hash = crate::admission::config_hash(&config);
+        if let Some(id) = self.holder(&sandbox.id, &config, &hash)? {
+            return Ok(id);
+        }
+        let containers = self.clone();
+        let contents = hash.clone();
+        let work = async move { containers.build(sandbox, config, hash).await };
+        self.inner.creating.run(&key, &contents, work).await?.map_err(ContainerError::Shared)
+    }
+
+    /// The container that has this name already: its id when the request is the same and it was not started, an error
+    /// otherwise.
+    fn holder(&self, sandbox: &str, config: &ContainerConfig, hash: &str) -> Result<Option<String>, ContainerError> {
+        for container in self.of_sandbox(sandbox) {
+            let record = container.record();
+            if record.config.metadata != config.metadata {
+                continue;
+            }
+            if record.config_hash == hash && record.phase == ContainerPhase::Created {
+                return Ok(Some(record.id.clone()));
+            }
+            let name = config.metadata.clone().unwrap_or_default().name;
+            return Err(ContainerError::NameTaken { name, holder: record.id.clone() });
+        }
+        Ok(None)
+    }
+
+    async fn build(
+        &self,
+        sandbox: Arc<Sandbox>,
+        config: ContainerConfig,
+        hash: String,
+    ) -> Result<String, ContainerError> {
+        // Looked up again inside the flight: one that has just landed has published its container.
+        if let Some(id) = self.holder(&sandbox.id, &config, &hash)? {
+            return Ok(id);
+        }
+        let resources = self.resources().clone();
+        let reference = config.image.clone().unwrap_or_default().image;
+        let image = resources
+            .images
+            .find(&reference)
+            .map_err(ContainerError::Image)?
+            .ok_or_else(|| ContainerError::NoImage { reference: reference.clone() })?;
+        let record = draft(&sandbox, config, hash, &image);
+        let facts = gather(&resources, &record, &image).await?;
+        resources.store.put_container(&record)?;
+        match make(&resources, &sandbox, record.clone(), &image, facts).await {
+            Ok(owned) => Ok(self.adopt(owned).id().to_owned()),
+            Err(error) => {
+                undo(&resources, &sandbox, &record.id).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What has to be read from disk before the spec can be built.
+struct Facts {
+    passwd: Option<Vec<u8>>,
+    group: Option<Vec<u8>>,
+    mounts: Vec<Source>,
+    devices: Vec<crate::devices::ResolvedDevice>,
+    seccomp: Option<Vec<u8>>,
+}
+
+/// A mount's source on the host.
+struct Source {
+    path: PathBuf,
+    kind: SourceKind,
+}
+
+fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &ImageRecord) -> ContainerRecord {
+    let id = super::fresh_id();
+    let log_path = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
+        .then(|| Path::new(&sandbox.config.log_directory).join(&config.log_path));
+    ContainerRecord {
+        sandbox_id: sandbox.id.clone(),
+        phase: ContainerPhase::Creating,
+        config_hash: hash,
+        handler: sandbox.runtime.handler().to_owned(),
+        image_id: image.id.to_string(),
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        chain: image.chain.clone(),
+        created_at: super::now_ns(),
+        log_path,
+        config,
+        id,
+        ..ContainerRecord::default()
+    }
+}
+
+async fn gather(
+    resources: &Resources,
+    record: &ContainerRecord,
+    image: &Arc<ImageRecord>,
+) -> Result<Facts, ContainerError> {
+    let (storage, chain) = (resources.storage.clone(), image.chain.clone());
+    let config = record.config.clone();
+    crate::task::blocking(move || {
+        for path in REAL_DIRS {
+            let kind = match storage.path_kind(&chain, path)? {
+                PathKind::Missing | PathKind::Directory => continue,
+                PathKind::Symlink => "symbolic link",
+                PathKind::File | PathKind::Other => "file",
+            };
+            return Err(ContainerError::UnsafeRootfs { path, kind });
+        }
+        Ok(Facts {
+            passwd: storage.read_file(&chain, "/etc/passwd", ACCOUNT_FILE_CAP)?,
+            group: storage.read_file(&chain, "/etc/group", ACCOUNT_FILE_CAP)?,
+            mounts: config.mounts.iter().map(mount_source).collect::<Result<_, _>>()?,
+            devices: crate::devices::resolve(&config.devices)?,
+            seccomp: seccomp_profile(&config)?,
+        })
+    })
+    .await
+}
+
+/// The source of a mount on the host, symbolic links followed; a missing one is made as a folder, as the field does.
+fn mount_source(mount: &Mount) -> Result<Source, ContainerError> {
+    if mount.image.is_some() {
+        return Ok(Source { path: PathBuf::new(), kind: SourceKind::Directory });
+    }
+    let path = PathBuf::from(&mount.host_path);
+    let failed =
+        |source| ContainerError::MountSource { path: path.clone(), target: mount.container_path.clone(), source };
+    if let Err(error) = fs::symlink_metadata(&path) {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            return Err(failed(error));
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(failed)?;
+    }
+    let path_now = crate::sys::host::real_path(&path).map_err(failed)?;
+    let is_dir = fs::metadata(&path_now).map_err(failed)?.is_dir();
+    Ok(Source { path: path_now, kind: if is_dir { SourceKind::Directory } else { SourceKind::File } })
+}
+
+fn seccomp_profile(config: &ContainerConfig) -> Result<Option<Vec<u8>>, ContainerError> {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let path = security.map(crate::spec::seccomp_localhost_path).transpose().map_err(SpecError::from)?.flatten();
+    let Some(path) = path else { return Ok(None) };
+    let failed = |source| ContainerError::SeccompProfile { path: path.clone(), source };
+    crate::sys::host::read_regular(&path, SECCOMP_CAP).map(Some).map_err(failed)
+}
+
+async fn make(
+    resources: &Arc<Resources>,
+    sandbox: &Arc<Sandbox>,
+    mut record: ContainerRecord,
+    image: &Arc<ImageRecord>,
+    facts: Facts,
+) -> Result<Owned, ContainerError> {
+    let bundle = resources.bundle(&record.id);
+    let rootfs = bundle.join("rootfs");
+    record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);
+    let built = build_spec(resources, sandbox, &record, image, &facts, &rootfs)?;
+    record.user = built.user.clone();
+    record.stop_signal = built.stop_signal;
+    record.shares_pids = sandbox.namespaces.pid != PidNamespace::Own;
+    let lease = resources.storage.lease(&image.chain)?;
+    let (storage, id, chain) = (resources.storage.clone(), record.id.clone(), image.chain.clone());
+    let spec = serde_json::to_vec(&built.spec)
+        .map_err(|source| ContainerError::Bundle { path: bundle.join("config.json"), source: source.into() })?;
+    crate::task::blocking(move || {
+        files::make_bundle(&bundle)?;
+        storage.mount_rootfs(&id, &chain, &rootfs)?;
+        write_file(&bundle.join("config.json"), &spec)
+    })
+    .await?;
+    let (process, stdio) = create_process(resources, sandbox, &record).await?;
+    record.phase = ContainerPhase::Created;
+    let (monitor, report) = watch(resources, &record, &process, stdio)?;
+    resources.store.put_container(&record)?;
+    Ok(Owned {
+        record,
+        runtime: Some(sandbox.runtime.clone()),
+        process: Some(process),
+        monitor: Some(monitor),
+        lease: Some(lease),
+        report: Some(report),
+    })
+}
+
+fn build_spec<'a>(
+    resources: &Resources,
+    sandbox: &Sandbox,
+    record: &'a ContainerRecord,
+    image: &ImageRecord,
+    facts: &Facts,
+    rootfs: &Path,
+) -> Result<BuiltSpec, ContainerError> {
+    let config = &record.config;
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let resolved = |(mount, source): (&'a Mount, &Source)| ResolvedMount {
+        cri: mount,
+        source: source.path.clone(),
+        source_kind: source.kind,
+        source_propagation: propagation_of(&mountinfo, &source.path),
+        resolved_target: None,
+    };
+    let mounts: Vec<_> = config.mounts.iter().zip(&facts.mounts).map(resolved).collect();
+    let config_of_image = &image.config;
+    let image_facts = ImageFacts {
+        user: &config_of_image.user,
+        env: &config_of_image.env,
+        entrypoint: &config_of_image.entrypoint,
+        cmd: &config_of_image.cmd,
+        working_dir: &config_of_image.working_dir,
+        stop_signal: Some(config_of_image.stop_signal.as_str()),
+        volumes: &config_of_image.volumes,
+    };
+    let policy: &HandlerPolicy = sandbox.runtime.policy();
+    let input = SpecInput {
+        id: &record.id,
+        sandbox_id: &sandbox.id,
+        sandbox: &sandbox.config,
+        config,
+        image: &image_facts,
+        passwd: facts.passwd.as_deref(),
+        group: facts.group.as_deref(),
+        host: &resources.host,
+        namespaces: &sandbox.namespaces,
+        files: &sandbox.files,
+        rootfs,
+        cgroups_path: &record.cgroups_path,
+        handler: policy,
+        mounts: &mounts,
+        devices: &facts.devices,
+        seccomp_localhost: facts.seccomp.as_deref(),
+        hostname: &sandbox.hostname,
+        selinux_level: None,
+    };
+    Ok(crate::spec::build(&input)?)
+}
+
+/// The daemon's and the container's ends of the three streams.
+struct Pipes {
+    theirs: [OwnedFd; 3],
+    stdout: Arc<OwnedFd>,
+    stderr: Arc<OwnedFd>,
+    /// Write end of stdin, when the container asked for one.
+    stdin: Option<Arc<OwnedFd>>,
+}
+
+fn pipes(stdin: bool) -> std::io::Result<Pipes> {
+    let (stdout, stdout_w) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, stderr_w) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let (theirs, ours) = if stdin {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        (read, Some(Arc::new(write)))
+    } else {
+        (crate::sys::host::dev_null()?, None)
+    };
+    Ok(Pipes { theirs: [theirs, stdout_w, stderr_w], stdout: stdout.into(), stderr: stderr.into(), stdin: ours })
+}
+
+async fn create_process(
+    resources: &Resources,
+    sandbox: &Sandbox,
+    record: &ContainerRecord,
+) -> Result<(HeldProcess, Stdio), ContainerError> {
+    let bundle = resources.bundle(&record.id);
+    if record.config.tty {
+        return create_with_terminal(resources, sandbox, record, bundle).await;
+    }
+    let pipes = pipes(record.config.stdin).map_err(|source| ContainerError::Pipe { source })?;
+    let mut hold = vec![("stdout".to_owned(), pipes.stdout.clone()), ("stderr".to_owned(), pipes.stderr.clone())];
+    hold.extend(pipes.stdin.clone().map(|fd| ("stdin".to_owned(), fd)));
+    let request = CreateRequest {
+        id: record.id.clone(),
+        bundle,
+        stdio: pipes.theirs,
+        console_socket: None,
+        timeout: CREATE_CLOCK,
+        hold,
+    };
+    let process = sandbox.runtime.create(&resources.keeper, request).await?;
+    Ok((process, Stdio { stdout: Some(pipes.stdout), stderr: Some(pipes.stderr), terminal: false }))
+}
+
+/// As [`create_process`], with a pseudo-terminal whose master the runtime hands over.
+async fn create_with_terminal(
+    resources: &Resources,
+    sandbox: &Sandbox,
+    record: &ContainerRecord,
+    bundle: PathBuf,
+) -> Result<(HeldProcess, Stdio), ContainerError> {
+    let failed = |source| ContainerError::Pipe { source };
+    let console = Console::listen(&resources.state_dir).map_err(failed)?;
+    let null = || crate::sys::host::dev_null().map_err(failed);
+    let request = CreateRequest {
+        id: record.id.clone(),
+        bundle,
+        stdio: [null()?, null()?, null()?],
+        console_socket: Some(console.path().to_owned()),
+        timeout: CREATE_CLOCK,
+        hold: Vec::new(),
+    };
+    let mut master = None;
+    let created = {
+        let create = sandbox.runtime.create(&resources.keeper, request);
+        tokio::pin!(create);
+        loop {
+            tokio::select! {
+                created = &mut create => break created?,
+                fd = console.master(), if master.is_none() => master = Some(fd.map_err(failed)?),
+            }
+        }
+    };
+    let master = master.ok_or_else(|| failed(std::io::Error::other("the runtime handed over no terminal")))?;
+    resources.keeper.hold(&record.id, vec![("stdout".to_owned(), master.clone())]).await?;
+    Ok((created, Stdio { stdout: Some(master), stderr: None, terminal: true }))
+}
+
+/// Starts the monitor of a living container.
+pub(super) fn watch(
+    resources: &Arc<Resources>,
+    record: &ContainerRecord,
+    process: &HeldProcess,
+    stdio: Stdio,
+) -> Result<(Monitor, tokio::sync::oneshot::Receiver<ExitReport>), ContainerError> {
+    let oom = match OomWatch::open(&resources.cgroups, &record.cgroups_path) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(id = %record.id, error = %crate::telemetry::chain(&error), "out-of-memory kills will not be told from others");
+            None
+        }
+    };
+    let watched = Watched {
+        id: record.id.clone(),
+        pidfd: process.pidfd.clone(),
+        stdio,
+        log_path: record.log_path.clone(),
+        max_line: resources.max_log_line,
+        oom,
+        leftovers: record.shares_pids.then(|| (resources.cgroups.clone(), record.cgroups_path.clone())),
+    };
+    let (report, receiver) = tokio::sync::oneshot::channel();
+    let monitor = Monitor::start(resources.keeper.clone(), watched, move |ending| {
+        // Without a driver nobody asks how it ended.
+        let _ = report.send(ending);
+    })?;
+    Ok((monitor, receiver))
+}
+
+/// Takes back whatever a failed creation made.
+async fn undo(resources: &Arc<Resources>, sandbox: &Sandbox, id: &str) {
+    let result = async {
+        files::take_away(resources, id, Some(&sandbox.runtime)).await?;
+        resources.keeper.forget(id).await?;
+        resources.store.remove(id)?;
+        Ok::<(), ContainerError>(())
+    };
+    if let Err(error) = result.await {
+        // The record stays, so the next start of the daemon tries again.
+        tracing::error!(%id, error = %crate::telemetry::chain(&error), "a failed creation could not be undone whole");
+    }
+}

@@ -1,0 +1,34 @@
+//! SIGHUP: reads the configuration again and applies what can be applied to a running daemon.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::telemetry::Notifier;
+
+use super::{Daemon, tell};
+
+pub(super) fn reload(daemon: &Daemon) {
+    tell(Notifier.reloading());
+    match Config::load(daemon.config_file.as_deref()) {
+        Ok(loaded) => apply(daemon, loaded.config),
+        Err(error) => {
+            tracing::error!(error = %crate::telemetry::chain(&error), "the configuration is bad; the old one stays");
+        }
+    }
+    tell(Notifier.ready("ready"));
+}
+
+fn apply(daemon: &Daemon, fresh: Config) {
+    let diff = crate::config::reload_diff(&daemon.config.load(), &fresh);
+    if let Err(error) = daemon.log.set(&fresh.log.level) {
+        tracing::error!(error = %crate::telemetry::chain(&error), "log.level stays as it was");
+    }
+    if let Err(error) = daemon.services.images.reload(&fresh.image) {
+        tracing::error!(error = %crate::telemetry::chain(&error), "registries stay as they were");
+    }
+    tracing::info!(applied = ?diff.applied, "the configuration was read again");
+    if !diff.needs_restart.is_empty() {
+        tracing::warn!(keys = ?diff.needs_restart, "these keys take effect at the next start");
+    }
+    daemon.config.store(Arc::new(fresh));
+}

@@ -1,0 +1,217 @@
+//! The CRI log: one line per record, `<RFC 3339 time, nanoseconds> <stdout|stderr> <F|P> <text>`.
+//!
+//! A record is full (`F`) when it ends its line and partial (`P`) otherwise; readers join partial records of one stream up
+//! to the next full one. [`records`] is a pure function of the bytes: it keeps no state between reads.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Which of the container's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// A log that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("{}: the folder of the log cannot be made", path.display())]
+    MakeDir { path: PathBuf, source: io::Error },
+    #[error("{}: the log cannot be opened", path.display())]
+    Open { path: PathBuf, source: io::Error },
+}
+
+/// An open log file.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    max_line: usize,
+    buffer: Vec<u8>,
+    /// A write failed and the operator has been told; said again only after a success.
+    failing: bool,
+}
+
+impl LogFile {
+    /// Opens the log for appending; makes the file (0640) and the folder (0755) when they are missing.
+    ///
+    /// The last component is never followed when it is a symbolic link: a pod that can write to its log folder could
+    /// otherwise have the daemon append to any file of the host.
+    ///
+    /// # Errors
+    /// When the folder or the file cannot be made or opened.
+    pub fn open(path: &Path, max_line: usize) -> Result<Self, LogError> {
+        if let Some(dir) = path.parent() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(dir)
+                .map_err(|source| LogError::MakeDir { path: dir.to_owned(), source })?;
+        }
+        let file = open_file(path)?;
+        Ok(Self { path: path.to_owned(), file, max_line: max_line.max(1), buffer: Vec::new(), failing: false })
+    }
+
+    /// Goes on in a new file at the same path. Everything that was read before is in the old one.
+    ///
+    /// # Errors
+    /// [`LogError::Open`]; the old file then stays in use.
+    pub fn reopen(&mut self) -> Result<(), LogError> {
+        self.file = open_file(&self.path)?;
+        Ok(())
+    }
+
+    /// Appends what a stream gave. A disk that refuses loses these bytes (the container must not stand still for its
+    /// log), which is said once.
+    pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.buffer.clear();
+        records(&mut self.buffer, now, stream, bytes, self.max_line);
+        match self.file.write_all(&self.buffer) {
+            Ok(()) => self.failing = false,
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::error!(path = %self.path.display(), %error, "the container's output cannot be logged and is lost");
+            }
+            Err(_) => {}
+        }
+        // One long line must not cost its memory for the rest of the container's life.
+        self.buffer.shrink_to(0);
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, LogError> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| {
+            let kind = file.metadata()?.file_type();
+            if kind.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+        })
+        .map_err(|source| LogError::Open { path: path.to_owned(), source })
+}
+
+/// Appends the records of `bytes` to `out`: each line one full record, what follows the last newline a partial one, and
+/// text longer than `max_line` in partial records of that length.
+pub fn records(out: &mut Vec<u8>, now: Duration, stream: Stream, bytes: &[u8], max_line: usize) {
+    let head = format!("{} {} ", rfc3339(now), stream.name());
+    let mut record = |tag: &str, text: &[u8]| {
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(tag.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(text);
+        out.push(b'\n');
+    };
+    for line in bytes.split_inclusive(|&b| b == b'\n') {
+        let (mut text, ended) = match line.split_last() {
+            Some((b'\n', text)) => (text, true),
+            _ => (line, false),
+        };
+        while text.len() > max_line {
+            let (piece, rest) = text.split_at(max_line);
+            record("P", piece);
+            text = rest;
+        }
+        record(if ended { "F" } else { "P" }, text);
+    }
+}
+
+/// A time since the epoch as RFC 3339 in UTC with nanoseconds.
+fn rfc3339(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from a day count, by the 400-year cycle that begins on 1 March 0000.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:09}Z",
+        rest / 3_600,
+        rest / 60 % 60,
+        rest % 60,
+        since_epoch.subsec_nanos()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn texts(bytes: &[u8], max: usize) -> Vec<(char, Vec<u8>)> {
+        let mut out = Vec::new();
+        records(&mut out, Duration::ZERO, Stream::Stderr, bytes, max);
+        let head = b"1970-01-01T00:00:00.000000000Z stderr ".len();
+        out.split_inclusive(|&b| b == b'\n')
+            .map(|line| (char::from(line[head]), line[head + 2..line.len() - 1].to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn lines_are_full_and_the_rest_is_partial() {
+        assert_eq!(texts(b"a\nbc\nd", 10), [('F', b"a".to_vec()), ('F', b"bc".to_vec()), ('P', b"d".to_vec())]);
+        assert_eq!(texts(b"\n", 10), [('F', Vec::new())]);
+        assert_eq!(texts(b"abcdef\n", 3), [('P', b"abc".to_vec()), ('F', b"def".to_vec())]);
+        assert_eq!(texts(b"", 3), []);
+    }
+
+    #[test]
+    fn times_are_rfc3339() {
+        for (seconds, nanos, want) in [
+            (0, 0, "1970-01-01T00:00:00.000000000Z"),
+            (951_782_399, 1, "2000-02-28T23:59:59.000000001Z"),
+            (951_782_400, 0, "2000-02-29T00:00:00.000000000Z"),
+            (1_767_225_599, 999_999_999, "2025-12-31T23:59:59.999999999Z"),
+            (4_107_542_400, 5, "2100-03-01T00:00:00.000000005Z"),
+        ] {
+            assert_eq!(rfc3339(Duration::new(seconds, nanos)), want);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn readers_get_every_byte_back(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 0..8), max in 1_usize..16) {
+            let mut joined = Vec::new();
+            for chunk in &chunks {
+                for (tag, text) in texts(chunk, max) {
+                    prop_assert!(text.len() <= max && !text.contains(&b'\n'));
+                    joined.extend_from_slice(&text);
+                    if tag == 'F' { joined.push(b'\n'); }
+                }
+            }
+            prop_assert_eq!(joined, chunks.concat());
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_in_place_of_the_log_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, b"precious").expect("writes");
+        let path = dir.path().join("0.log");
+        std::os::unix::fs::symlink(&victim, &path).expect("links");
+        assert!(LogFile::open(&path, 100).is_err());
+        assert_eq!(std::fs::read(&victim).expect("reads"), b"precious");
+    }
+}

@@ -1,0 +1,326 @@
+//! RuntimeService: pods, containers, exec, statistics. What concerns the node as a whole is in [`super::node`].
+
+use std::time::Duration;
+
+use cri_proto::runtime::v1 as cri;
+use cri_proto::runtime::v1::runtime_service_server::RuntimeService;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::admission;
+use crate::container::ContainerError;
+use crate::pod::PodError;
+
+use super::Services;
+use super::code::{status, unimplemented};
+use super::{convert, node, statistics};
+
+fn container_error(error: ContainerError) -> Status {
+    status(&error)
+}
+
+fn pod_error(error: PodError) -> Status {
+    status(&error)
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl RuntimeService for Services {
+    type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = BoxStream<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
+
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        Ok(Response::new(node::version()))
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        Ok(Response::new(node::status(self, request.into_inner().verbose)))
+    }
+
+    async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {
+        Ok(Response::new(node::runtime_config(self)))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        node::update_runtime_config(&request.into_inner())?;
+        Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<cri::RunPodSandboxRequest>) -> Answer<cri::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        admission::run_pod_sandbox(&request).map_err(|error| status(&error))?;
+        let config = request.config.unwrap_or_default();
+        let pod_sandbox_id = self.pods.run(config, request.runtime_handler).await.map_err(pod_error)?;
+        Ok(Response::new(cri::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        self.pods.stop(&request.into_inner().pod_sandbox_id).await.map_err(pod_error)?;
+        Ok(Response::new(cri::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        self.pods.remove(&request.into_inner().pod_sandbox_id).await.map_err(pod_error)?;
+        Ok(Response::new(cri::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let record = self.pods.find(&request.pod_sandbox_id).map_err(pod_error)?.record();
+        let info = if request.verbose { node::sandbox_info(self, &record) } else { Default::default() };
+        Ok(Response::new(cri::PodSandboxStatusResponse {
+            status: Some(convert::sandbox_status(&record)),
+            info,
+            // Left out on purpose: half-filled is worse than absent for the kubelet's evented PLEG.
+            containers_statuses: Vec::new(),
+            timestamp: 0,
+        }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let mut items: Vec<_> = self
+            .pods
+            .list()
+            .iter()
+            .map(|pod| pod.record())
+            .filter(|record| convert::sandbox_fits(record, &filter))
+            .map(|record| convert::sandbox(&record))
+            .collect();
+        items.sort_by_key(|item| std::cmp::Reverse(item.created_at));
+        Ok(Response::new(cri::ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        let request = request.into_inner();
+        admission::create_container(&request).map_err(|error| status(&error))?;
+        let config = request.config.unwrap_or_default();
+        let container_id = self.pods.create_container(&request.pod_sandbox_id, config).await.map_err(pod_error)?;
+        Ok(Response::new(cri::CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        self.pods.containers().start(&id).await.map_err(container_error)?;
+        Ok(Response::new(cri::StartContainerResponse {}))
+    }
+
+    async fn stop_container(&self, request: Request<cri::StopContainerRequest>) -> Answer<cri::StopContainerResponse> {
+        let request = request.into_inner();
+        // A negative grace means the same as none, as it does to the field.
+        let grace = Duration::from_secs(request.timeout.max(0).unsigned_abs());
+        self.pods.containers().stop(&request.container_id, grace).await.map_err(container_error)?;
+        Ok(Response::new(cri::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        self.pods.containers().remove(&id).await.map_err(container_error)?;
+        Ok(Response::new(cri::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let mut containers: Vec<_> = self
+            .pods
+            .containers()
+            .list()
+            .iter()
+            .map(|container| container.record())
+            .filter(|record| convert::container_fits(record, &filter))
+            .map(|record| convert::container(&record))
+            .collect();
+        containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
+        Ok(Response::new(cri::ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let container = self.pods.containers().find(&request.container_id).map_err(container_error)?;
+        let record = container.record();
+        let info = if request.verbose { node::container_info(self, &container) } else { Default::default() };
+        Ok(Response::new(cri::ContainerStatusResponse { status: Some(convert::container_status(&record)), info }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        let id = request.into_inner().container_id;
+        self.pods.containers().reopen_log(&id).await.map_err(container_error)?;
+        Ok(Response::new(cri::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+        let request = request.into_inner();
+        admission::exec_sync(&request).map_err(|error| status(&error))?;
+        let timeout = Duration::from_secs(request.timeout.unsigned_abs());
+        let timeout = (!timeout.is_zero()).then_some(timeout);
+        let containers = self.pods.containers();
+        let output =
+            containers.exec_sync(&request.container_id, request.cmd, timeout).await.map_err(container_error)?;
+        Ok(Response::new(cri::ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: output.exit_code,
+        }))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        let id = request.into_inner().container_id;
+        let container = self.pods.containers().find(&id).map_err(container_error)?;
+        let stats = statistics::of(self, &container).await;
+        Ok(Response::new(cri::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(cri::ListContainerStatsResponse { stats: statistics::list(self, &filter).await }))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        Err(unimplemented("UpdateContainerResources"))
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        Err(unimplemented("Exec"))
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        Err(unimplemented("Attach"))
+    }
+
+    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        Err(unimplemented("PortForward"))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Err(unimplemented("StreamPodSandboxes"))
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Err(unimplemented("StreamContainers"))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Err(unimplemented("StreamContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
+        Err(unimplemented("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        Err(unimplemented("ListPodSandboxStats"))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Err(unimplemented("StreamPodSandboxStats"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        Err(unimplemented("CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(&self, _: Request<cri::CheckpointPodRequest>) -> Answer<cri::CheckpointPodResponse> {
+        Err(unimplemented("CheckpointPod"))
+    }
+
+    async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Answer<cri::RestorePodResponse> {
+        Err(unimplemented("RestorePod"))
+    }
+
+    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        Err(unimplemented("GetContainerEvents"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        Err(unimplemented("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        Err(unimplemented("ListPodSandboxMetrics"))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(unimplemented("StreamPodSandboxMetrics"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        Err(unimplemented("UpdatePodSandboxResources"))
+    }
+}

@@ -1,0 +1,59 @@
+//! Small facts and things of the host: randomness, `/dev/null`, the node's name.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// `N` random bytes as `2 N` lower-case hexadecimal digits.
+///
+/// # Panics
+/// When the kernel has no random bytes to give, which it has from early boot on.
+#[must_use]
+pub fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0_u8; N];
+    let mut filled = 0;
+    while filled < N {
+        // A signal may cut a long read short.
+        match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("getrandom(2) failed: {error}"),
+        }
+    }
+    hex::encode(bytes)
+}
+
+/// `/dev/null`, for reading and writing.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn dev_null() -> io::Result<OwnedFd> {
+    File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from)
+}
+
+/// The node's hostname.
+#[must_use]
+pub fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The path without symbolic links, as it is now. For mount sources that a client names: what is mounted is the target.
+///
+/// # Errors
+/// When a component is missing or cannot be entered.
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(path)
+}
+
+/// Reads a regular file of the host, at most `cap` bytes. A FIFO or a device does not block or answer.
+///
+/// # Errors
+/// `EFBIG` when it is larger, `EINVAL` when it is no regular file; those of `open(2)` and `read(2)`.
+pub fn read_regular(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    super::root::read_regular(file.into(), cap)
+}
