@@ -23,7 +23,7 @@ pub trait LayerStore: Send + Sync + 'static {
         chain: &Digest,
         diff_id: &Digest,
         packing: Packing,
-        content: &mut dyn Read,
+        content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError>;
 
     /// Makes staged layers durable and visible. A layer that somebody else committed meanwhile is no error.

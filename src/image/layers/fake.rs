@@ -86,7 +86,7 @@ impl LayerStore for FakeLayers {
         chain: &Digest,
         diff_id: &Digest,
         packing: Packing,
-        content: &mut dyn Read,
+        content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError> {
         self.stages.fetch_add(1, Ordering::SeqCst);
         let mut bytes = Vec::new();
