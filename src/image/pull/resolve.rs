@@ -21,7 +21,7 @@ pub(super) enum Found {
     /// The registry has what we have; the name is on the record now.
     Known(Arc<ImageRecord>),
     /// To be fetched, from these places in this order.
-    New { sessions: Vec<Arc<Session>>, resolved: Resolved },
+    New { sessions: Vec<Arc<Session>>, resolved: Box<Resolved> },
 }
 
 /// Documents that were fetched and verified.
@@ -60,7 +60,7 @@ pub(super) async fn resolve(
                     // The place that served the manifest is the likeliest to have the rest.
                     let mut order = sessions.to_vec();
                     order.rotate_left(at);
-                    return Ok(Found::New { sessions: order, resolved });
+                    return Ok(Found::New { sessions: order, resolved: Box::new(resolved) });
                 }
                 Err(failure) => failure,
             },

@@ -35,86 +35,87 @@ fn with_layer_type(image: &TestImage, kind: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+const UNAVAILABLE: &str = "RegistryUnavailable: ";
+
+/// What the error must say, how it must begin, and the registry's answer.
+const CASES: &[(&str, &str, Change)] = &[
+    ("not found", "", |r, _| on(r, "/manifests/", Reply::new(404, ""))),
+    ("HTTP 500", UNAVAILABLE, |r, _| on(r, "/manifests/", Reply::new(500, ""))),
+    ("too many requests", UNAVAILABLE, |r, _| on(r, "/manifests/", Reply::new(429, ""))),
+    ("it asks to wait 3600 s", UNAVAILABLE, |r, _| {
+        on(r, "/manifests/", Reply::new(429, "").with("retry-after", "3600"))
+    }),
+    ("access denied (DENIED)", "", |r, _| on(r, "/manifests/", Reply::new(403, r#"{"errors":[{"code":"DENIED"}]}"#))),
+    ("HTTP 418", "", |r, _| on(r, "/manifests/", Reply::new(418, ""))),
+    ("larger than 4194304 bytes", "", |r, _| manifest(r, vec![b' '; MAX_MANIFEST + 1], OCI_MANIFEST)),
+    ("larger than 4194304 bytes", "", |r, _| {
+        manifest(r, vec![b' '; MAX_MANIFEST + 1], OCI_MANIFEST).map(|mut reply| {
+            // Chunks without a length in advance must be counted too; here the length lies.
+            reply.length = Some(MAX_MANIFEST + 2);
+            reply
+        })
+    }),
+    ("both as an index and as a manifest", "", |r, i| {
+        let text = String::from_utf8_lossy(&i.manifest).replacen('{', "{\"manifests\":[],", 1);
+        manifest(r, text, OCI_MANIFEST)
+    }),
+    ("contradict each other", "", |r, i| manifest(r, i.manifest.clone(), OCI_INDEX)),
+    ("contradict each other", "", |r, i| manifest(r, i.manifest.clone(), DOCKER_MANIFEST)),
+    ("not that of an image manifest", "", |r, _| manifest(r, r#"{"schemaVersion":2,"mediaType":"text/odd"}"#, "")),
+    ("is not valid", "", |r, _| manifest(r, "<html>", "text/html")),
+    ("schema 1", "", |r, _| manifest(r, r#"{"schemaVersion":1,"fsLayers":[]}"#, "")),
+    ("has the digest", "", |r, i| {
+        manifest(r, i.manifest.clone(), OCI_MANIFEST)
+            .map(|reply| reply.with("docker-content-digest", Digest::of(b"other").to_string()))
+    }),
+    ("is not a digest", "", |r, i| {
+        let text = String::from_utf8_lossy(&i.manifest).replace(i.id().as_str(), "sha256:../../../etc/passwd");
+        manifest(r, text, OCI_MANIFEST)
+    }),
+    ("is not a digest", "", |r, i| {
+        let layer = Digest::of(&i.layers[0]).to_string();
+        manifest(r, String::from_utf8_lossy(&i.manifest).replace(&layer, &layer.to_uppercase()), OCI_MANIFEST)
+    }),
+    ("an artifact", "", |r, i| {
+        let text = String::from_utf8_lossy(&i.manifest).replace(OCI_CONFIG, "application/vnd.example.config");
+        manifest(r, text, OCI_MANIFEST)
+    }),
+    ("encrypted layers", "", |r, i| {
+        manifest(r, with_layer_type(i, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), OCI_MANIFEST)
+    }),
+    ("outside the registry", "", |r, i| {
+        manifest(r, with_layer_type(i, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), OCI_MANIFEST)
+    }),
+    ("the config names 2 layers, the manifest 0", "", |r, i| {
+        let config = descriptor(OCI_CONFIG, &i.config);
+        manifest(r, json!({"schemaVersion": 2, "config": config, "layers": []}).to_string(), OCI_MANIFEST)
+    }),
+    ("the image config has", "", |r, i| {
+        on(r, &format!("/blobs/{}", i.id()), Reply::new(200, vec![b'x'; i.config.len()]))
+    }),
+    ("the image config has 1 bytes", "", |r, i| on(r, &format!("/blobs/{}", i.id()), Reply::new(200, "x"))),
+    ("the layer has the digest", "", |r, i| on(r, &i.blob(1), Reply::new(200, flipped(&i.layers[1])))),
+    ("not found", "", |r, i| on(r, &i.blob(1), Reply::new(404, ""))),
+    ("the layer has", "", |r, i| on(r, &i.blob(1), Reply::new(200, [&i.layers[1][..], b"more"].concat()))),
+    ("the body ended after", UNAVAILABLE, |r, i| on(r, &i.blob(1), Reply::new(200, &i.layers[1][..100_000]))),
+    ("too many in a row", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", &*r.path))),
+    ("another protocol", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", "file:///etc/passwd"))),
+    ("user information", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", "http://u:p@127.0.0.1/"))),
+    ("no usable location", "", |r, _| on(r, "/v2/", Reply::new(302, ""))),
+    ("no answer and no byte for 500 ms", UNAVAILABLE, |r, i| {
+        on(r, &i.blob(0), Reply { cut: Some((1000, Then::Hang)), ..Reply::new(200, i.layers[0].clone()) })
+    }),
+    ("no answer and no byte for 500 ms", UNAVAILABLE, |r, i| {
+        on(r, "/manifests/", Reply { cut: Some((1, Then::Hang)), ..Reply::new(200, i.manifest.clone()) })
+    }),
+    ("the connection broke", UNAVAILABLE, |r, i| {
+        on(r, "/manifests/", Reply { cut: Some((1, Then::Close)), ..Reply::new(200, i.manifest.clone()) })
+    }),
+];
+
 #[tokio::test]
 async fn wrong_answers_are_named_and_leave_nothing() -> anyhow::Result<()> {
-    const UNAVAILABLE: &str = "RegistryUnavailable: ";
-    let cases: &[(&str, &str, Change)] = &[
-        ("not found", "", |r, _| on(r, "/manifests/", Reply::new(404, ""))),
-        ("HTTP 500", UNAVAILABLE, |r, _| on(r, "/manifests/", Reply::new(500, ""))),
-        ("too many requests", UNAVAILABLE, |r, _| on(r, "/manifests/", Reply::new(429, ""))),
-        ("it asks to wait 3600 s", UNAVAILABLE, |r, _| {
-            on(r, "/manifests/", Reply::new(429, "").with("retry-after", "3600"))
-        }),
-        ("access denied (DENIED)", "", |r, _| {
-            on(r, "/manifests/", Reply::new(403, r#"{"errors":[{"code":"DENIED"}]}"#))
-        }),
-        ("HTTP 418", "", |r, _| on(r, "/manifests/", Reply::new(418, ""))),
-        ("larger than 4194304 bytes", "", |r, _| manifest(r, vec![b' '; MAX_MANIFEST + 1], OCI_MANIFEST)),
-        ("larger than 4194304 bytes", "", |r, _| {
-            manifest(r, vec![b' '; MAX_MANIFEST + 1], OCI_MANIFEST).map(|mut reply| {
-                // Chunks without a length in advance must be counted too; here the length lies.
-                reply.length = Some(MAX_MANIFEST + 2);
-                reply
-            })
-        }),
-        ("both as an index and as a manifest", "", |r, i| {
-            let text = String::from_utf8_lossy(&i.manifest).replacen('{', "{\"manifests\":[],", 1);
-            manifest(r, text, OCI_MANIFEST)
-        }),
-        ("contradict each other", "", |r, i| manifest(r, i.manifest.clone(), OCI_INDEX)),
-        ("contradict each other", "", |r, i| manifest(r, i.manifest.clone(), DOCKER_MANIFEST)),
-        ("not that of an image manifest", "", |r, _| manifest(r, r#"{"schemaVersion":2,"mediaType":"text/odd"}"#, "")),
-        ("is not valid", "", |r, _| manifest(r, "<html>", "text/html")),
-        ("schema 1", "", |r, _| manifest(r, r#"{"schemaVersion":1,"fsLayers":[]}"#, "")),
-        ("has the digest", "", |r, i| {
-            manifest(r, i.manifest.clone(), OCI_MANIFEST)
-                .map(|reply| reply.with("docker-content-digest", Digest::of(b"other").to_string()))
-        }),
-        ("is not a digest", "", |r, i| {
-            let text = String::from_utf8_lossy(&i.manifest).replace(i.id().as_str(), "sha256:../../../etc/passwd");
-            manifest(r, text, OCI_MANIFEST)
-        }),
-        ("is not a digest", "", |r, i| {
-            let layer = Digest::of(&i.layers[0]).to_string();
-            manifest(r, String::from_utf8_lossy(&i.manifest).replace(&layer, &layer.to_uppercase()), OCI_MANIFEST)
-        }),
-        ("an artifact", "", |r, i| {
-            let text = String::from_utf8_lossy(&i.manifest).replace(OCI_CONFIG, "application/vnd.example.config");
-            manifest(r, text, OCI_MANIFEST)
-        }),
-        ("encrypted layers", "", |r, i| {
-            manifest(r, with_layer_type(i, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), OCI_MANIFEST)
-        }),
-        ("outside the registry", "", |r, i| {
-            manifest(r, with_layer_type(i, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), OCI_MANIFEST)
-        }),
-        ("the config names 2 layers, the manifest 0", "", |r, i| {
-            let config = descriptor(OCI_CONFIG, &i.config);
-            manifest(r, json!({"schemaVersion": 2, "config": config, "layers": []}).to_string(), OCI_MANIFEST)
-        }),
-        ("the image config has", "", |r, i| {
-            on(r, &format!("/blobs/{}", i.id()), Reply::new(200, vec![b'x'; i.config.len()]))
-        }),
-        ("the image config has 1 bytes", "", |r, i| on(r, &format!("/blobs/{}", i.id()), Reply::new(200, "x"))),
-        ("the layer has the digest", "", |r, i| on(r, &i.blob(1), Reply::new(200, flipped(&i.layers[1])))),
-        ("not found", "", |r, i| on(r, &i.blob(1), Reply::new(404, ""))),
-        ("the layer has", "", |r, i| on(r, &i.blob(1), Reply::new(200, [&i.layers[1][..], b"more"].concat()))),
-        ("the body ended after", UNAVAILABLE, |r, i| on(r, &i.blob(1), Reply::new(200, &i.layers[1][..100_000]))),
-        ("too many in a row", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", &*r.path))),
-        ("another protocol", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", "file:///etc/passwd"))),
-        ("user information", "", |r, _| on(r, "/v2/", Reply::new(307, "").with("location", "http://u:p@127.0.0.1/"))),
-        ("no usable location", "", |r, _| on(r, "/v2/", Reply::new(302, ""))),
-        ("no answer and no byte for 500 ms", UNAVAILABLE, |r, i| {
-            on(r, &i.blob(0), Reply { cut: Some((1000, Then::Hang)), ..Reply::new(200, i.layers[0].clone()) })
-        }),
-        ("no answer and no byte for 500 ms", UNAVAILABLE, |r, i| {
-            on(r, "/manifests/", Reply { cut: Some((1, Then::Hang)), ..Reply::new(200, i.manifest.clone()) })
-        }),
-        ("the connection broke", UNAVAILABLE, |r, i| {
-            on(r, "/manifests/", Reply { cut: Some((1, Then::Close)), ..Reply::new(200, i.manifest.clone()) })
-        }),
-    ];
-    for (want, begins, change) in cases {
+    for (want, begins, change) in CASES {
         let (registry, _) = changed(*change).await;
         let room = Room::trusting(&[&registry]).await?;
         let error = room.refused(&registry.name("app:v1")).await;
