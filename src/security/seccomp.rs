@@ -85,7 +85,10 @@ pub fn default_profile(arch: Arch, caps: CapSet) -> LinuxSeccomp {
     }
     names.sort_unstable();
     names.dedup();
-    let mut rules = vec![allow(&names, vec![])];
+    // First of all: for every rule about `socket` and its kin, libseccomp makes one that allows the same call through
+    // `socketcall`, with whatever family. It does not when `socketcall` has a rule already. ENOSYS makes a C library that
+    // tries `socketcall` go on to the separate calls, which every kernel since 4.3 has.
+    let mut rules = vec![refuse(&["socketcall"], libc::ENOSYS, vec![]), allow(&names, vec![])];
     rules.extend(socket_rules());
     for value in table::PERSONALITIES {
         rules.push(allow(&["personality"], vec![equal(0, *value)]));
@@ -93,10 +96,6 @@ pub fn default_profile(arch: Arch, caps: CapSet) -> LinuxSeccomp {
     if !caps.contains(Cap::SYS_ADMIN) {
         rules.push(allow(&["clone"], vec![masked(arch.clone_flags_index(), table::CLONE_NEW_NAMESPACES, 0)]));
         rules.push(refuse(&["clone3"], libc::ENOSYS, vec![]));
-    }
-    if matches!(arch, Arch::X86_64 | Arch::S390x) {
-        // ENOSYS makes a C library that still tries `socketcall` first go on to the separate calls.
-        rules.push(refuse(&["socketcall"], libc::ENOSYS, vec![]));
     }
     let mut profile = LinuxSeccomp::default();
     profile

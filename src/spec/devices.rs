@@ -5,6 +5,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
+use super::mounts::clean;
 use super::{Asked, SpecInput};
 use crate::devices::{DeviceKind, DeviceNode};
 
@@ -15,7 +16,10 @@ pub(super) fn devices(input: &SpecInput<'_>, asked: &Asked<'_>) -> (Vec<LinuxDev
     let mut nodes: BTreeMap<&Path, &DeviceNode> = BTreeMap::new();
     let all = asked.privileged && !input.handler.privileged_without_host_devices;
     if all {
-        nodes.extend(input.host.devices.iter().map(|node| (node.path.as_path(), node)));
+        // A request that mounts its own /dev has the nodes there, and that may be the host's /dev: none is made in it.
+        let own_dev = input.config.mounts.iter().any(|mount| clean(&mount.container_path) == Path::new("/dev"));
+        let made = input.host.devices.iter().filter(|node| !own_dev || !node.path.starts_with("/dev"));
+        nodes.extend(made.map(|node| (node.path.as_path(), node)));
     }
     nodes.extend(input.devices.iter().map(|device| (device.node.path.as_path(), &device.node)));
     let nodes = nodes.into_values().map(to_oci).collect();

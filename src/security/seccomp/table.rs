@@ -77,8 +77,8 @@ const TIME: &str = "\
     timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime \
     timerfd_gettime64 timerfd_settime timerfd_settime64";
 
-/// `socket` is not here: it is allowed by its family. `socketcall` is refused, because a filter cannot look behind the
-/// pointer that it takes, so it would be a way around the families.
+/// `socket` is not here: it is allowed by its family. `socketcall` is refused outright, because a filter cannot look behind
+/// the pointer that it takes, so it would be a way around the families.
 const SOCKETS: &str = "\
     socketpair bind listen accept accept4 connect shutdown getsockname getpeername getsockopt setsockopt send sendto \
     sendmsg sendmmsg recv recvfrom recvmsg recvmmsg recvmmsg_time64";
