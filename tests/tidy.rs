@@ -166,6 +166,26 @@ fn every_configuration_key_is_in_the_deployed_sample() {
 }
 
 #[test]
+fn deployed_files_fit_the_defaults() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let read = |name: &str| std::fs::read_to_string(deploy.join(name)).expect("a deployed file is there");
+    let server = cricket::config::Config::default().server;
+    let endpoint = format!("endpoint: unix://{}", server.listen.display());
+    assert_eq!(read("crictl.yaml").matches(&endpoint).count(), 2, "crictl.yaml points at another socket");
+    let unit = read("cricket.service");
+    for line in
+        ["Type=notify", "KillMode=process", "Delegate=yes", "RuntimeDirectoryPreserve=yes", "OOMScoreAdjust=-999"]
+    {
+        assert!(unit.lines().any(|is| is == line), "cricket.service lost {line}, without which containers die or leak");
+    }
+    assert_eq!(server.state, Path::new("/run/cricket"), "RuntimeDirectory= in cricket.service makes another folder");
+    assert_eq!(server.root, Path::new("/var/lib/cricket"), "StateDirectory= in cricket.service makes another folder");
+    let network: serde_json::Value =
+        serde_json::from_str(&read("10-cricket-bridge.conflist")).expect("the network sample is JSON");
+    assert_eq!(network["plugins"][1]["capabilities"]["portMappings"], true, "host ports would not work");
+}
+
+#[test]
 fn ignored_tests_say_why_and_nothing_is_left_open() {
     let bare = offenders(
         |_| true,
