@@ -114,7 +114,7 @@ impl Hierarchy {
     /// proc mount) every mount counts.
     fn is_listed_in(&self, own: &str) -> bool {
         own.is_empty()
-            || own.lines().filter_map(|line| line.splitn(3, ':').nth(1)).any(|listed| {
+            || own.lines().filter_map(|line| line.split(':').nth(1)).any(|listed| {
                 if self.unified {
                     listed.is_empty()
                 } else {
