@@ -77,7 +77,7 @@ EOF
     cat >"$NODE/crictl.yaml" <<EOF
 runtime-endpoint: unix://$SOCKET
 image-endpoint: unix://$SOCKET
-timeout: 30s
+timeout: 30
 EOF
 }
 

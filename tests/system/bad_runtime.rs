@@ -91,7 +91,7 @@ async fn create_hangs() -> Result<()> {
         client.remove_pod(&id).await?;
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, others).await.context("another pod waits for a runtime that hangs")??;
+    tokio::time::timeout(PATIENCE, Box::pin(others)).await.context("another pod waits for a runtime that hangs")??;
     std::fs::write(node.path("go"), "")?;
     eventually("the failed container is gone", PATIENCE, async || {
         ensure!(client.containers().await?.is_empty(), "it is listed");

@@ -35,7 +35,7 @@ fn with_word(node: &Node, word: &str) -> Vec<(u32, Vec<String>)> {
 }
 
 async fn output_and_code(runtime: &'static str) -> Result<()> {
-    let (_node, client, id) = with_container(runtime).await?;
+    let (_node, client, id) = Box::pin(with_container(runtime)).await?;
     let answer = client.exec(&id, "printf out; printf err >&2; exit 3", 10).await?;
     ensure!(answer.stdout == b"out" && answer.stderr == b"err" && answer.exit_code == 3, "{answer:?}");
     let answer = client.exec(&id, "cat; echo end of input", 10).await?;
@@ -53,7 +53,7 @@ async fn output_and_code(runtime: &'static str) -> Result<()> {
 }
 
 async fn a_timeout_kills_the_whole_tree(runtime: &'static str) -> Result<()> {
-    let (node, client, id) = with_container(runtime).await?;
+    let (node, client, id) = Box::pin(with_container(runtime)).await?;
     let before = Ledger::take(&node).await?;
     // Grandchildren with a session of their own, one of them without its parent.
     let script = "setsid sh -c 'sleep 87654 & sleep 87654' & (setsid sleep 87654 &) ; sleep 87654";
@@ -68,7 +68,7 @@ async fn a_timeout_kills_the_whole_tree(runtime: &'static str) -> Result<()> {
 }
 
 async fn twenty_at_once(runtime: &'static str) -> Result<()> {
-    let (node, client, id) = with_container(runtime).await?;
+    let (node, client, id) = Box::pin(with_container(runtime)).await?;
     let before = Ledger::take(&node).await?;
     let calls = (0..20).map(|n| {
         let (client, id) = (client.clone(), id.clone());
@@ -82,7 +82,7 @@ async fn twenty_at_once(runtime: &'static str) -> Result<()> {
 }
 
 async fn output_is_capped() -> Result<()> {
-    let (_node, client, id) = with_container("crun").await?;
+    let (_node, client, id) = Box::pin(with_container("crun")).await?;
     // The client takes 16 MiB for an answer; the command must come to its own end all the same.
     let script = "head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2; exit 4";
     let answer = client.exec(&id, script, 60).await?;
@@ -93,7 +93,7 @@ async fn output_is_capped() -> Result<()> {
 }
 
 async fn a_background_child_does_not_hold_the_call() -> Result<()> {
-    let (_node, client, id) = with_container("crun").await?;
+    let (_node, client, id) = Box::pin(with_container("crun")).await?;
     let call = tokio::time::timeout(PATIENCE, client.exec(&id, "echo first; sleep 76543 & exit 0", 0)).await;
     let answer = call.map_err(|_| anyhow::anyhow!("the call waits for a background child"))??;
     ensure!(answer.exit_code == 0 && answer.stdout == b"first\n", "{answer:?}");
@@ -113,7 +113,7 @@ async fn only_running_containers() -> Result<()> {
 }
 
 async fn a_cancelled_call_kills() -> Result<()> {
-    let (node, client, id) = with_container("crun").await?;
+    let (node, client, id) = Box::pin(with_container("crun")).await?;
     let cmd = ["sh", "-c", "sleep 65432"].map(str::to_owned).to_vec();
     let mut runtime = client.runtime.clone();
     let request = cri::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 0 };

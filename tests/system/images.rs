@@ -261,8 +261,8 @@ async fn five_pulls_at_once() -> Result<()> {
 async fn import_of_a_layout() -> Result<()> {
     let (node, client) = node().await?;
     let (program, layout) = (env!("CARGO_BIN_EXE_cricket"), crate::world::top().join("critest/images/out/quickstart"));
-    let (config, layout) = (node.path("config.toml"), layout.to_string_lossy().into_owned());
-    node.world.must(program, &["image", "import", "--config", &config.to_string_lossy(), &layout]).await?;
+    let (socket, layout) = (node.path("state/cricket.sock"), layout.to_string_lossy().into_owned());
+    node.world.must(program, &["image", "--socket", &socket.to_string_lossy(), "import", &layout]).await?;
     let found = client.image_status("localhost/quickstart:latest").await?.context("imported")?;
     ensure!(found.repo_tags == ["localhost/quickstart:latest"], "{found:?}");
     let sandbox = host_pod(&node, "pod");

@@ -43,13 +43,13 @@ macro_rules! per_runtime {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs root: make system-test"]
             async fn crun() -> anyhow::Result<()> {
-                super::$name("crun").await
+                Box::pin(super::$name("crun")).await
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs root: make system-test"]
             async fn runc() -> anyhow::Result<()> {
-                super::$name("runc").await
+                Box::pin(super::$name("runc")).await
             }
         }
     )* };
@@ -63,7 +63,7 @@ macro_rules! once {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs root: make system-test"]
             async fn once() -> anyhow::Result<()> {
-                super::$name().await
+                Box::pin(super::$name()).await
             }
         }
     )* };

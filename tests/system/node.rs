@@ -67,12 +67,12 @@ pub struct Node {
 impl Node {
     /// An ordinary node, started.
     pub async fn new(runtime: &'static str) -> Result<Self> {
-        Self::start(World::new().await?, Setup::new(runtime)).await
+        Box::pin(Self::start(Box::pin(World::new()).await?, Setup::new(runtime))).await
     }
 
     /// Configures a daemon in a world and starts it.
     pub async fn start(world: World, setup: Setup) -> Result<Self> {
-        let mut node = Self::prepare(world, setup).await?;
+        let mut node = Box::pin(Self::prepare(world, setup)).await?;
         node.launch().await?;
         Ok(node)
     }

@@ -1,0 +1,43 @@
+# Everything has its script; this file only says which, and in what order things are needed.
+
+SHELL = /bin/bash
+RUNTIME ?= crun
+ENV = . deploy/scripts/toolchain.sh
+
+.PHONY: help run test system-test crictl critest bench build tools images deps clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+run: ## Try it (as root): install what is missing, build, start, run one pod, stay in the foreground
+	@deploy/scripts/run.sh
+
+test: ## Every check (as root); ends with the counts
+	@deploy/scripts/test.sh
+
+deps: ## Install what the tests need, from Debian (as root)
+	@deploy/scripts/install.sh test
+
+build: ## The debug build that the system lane uses
+	@$(ENV) && need_cargo && cargo build
+
+tools: ## crictl, critest and our own tools into critest/bin
+	@$(ENV) && need_go && $(MAKE) -s -C critest tools
+
+images: ## The test images into critest/images/out, from Debian packages
+	@$(ENV) && need_go && $(MAKE) -s -C critest images
+
+system-test: build tools images ## Only the system lane (as root); TEST=name picks tests
+	@$(ENV) && need_root $@ && tests/in-lane.sh cargo test --offline --test system -- --ignored $(TEST)
+
+crictl: build tools images ## Only the crictl script (as root), with RUNTIME=crun or runc
+	@$(ENV) && need_root $@ && tests/crictl.sh $(RUNTIME)
+
+critest: build tools images ## The upstream suite (as root), with RUNTIME=crun or runc; FLAGS are critest's
+	@$(ENV) && need_root $@ && tests/critest.sh $(RUNTIME) $(FLAGS)
+
+bench: tools images ## Latency and memory beside the raw runtime (as root), with RUNTIME=crun or runc
+	@$(ENV) && need_root $@ && need_cargo && cargo build --release && tests/bench.sh $(RUNTIME)
+
+clean: ## Remove what was built outside of cargo's folder
+	@$(MAKE) -s -C critest clean
