@@ -11,8 +11,6 @@ pub enum UnpackError {
     Empty,
     #[error("the {compression} stream is damaged, or ends early")]
     Stream { compression: Compression, source: io::Error },
-    #[error("this build has no decoder for {0} layers")]
-    Unsupported(Compression),
     #[error("the decompression thread cannot be started")]
     Thread { source: io::Error },
     #[error("malformed tar archive near byte {at}: {why}")]

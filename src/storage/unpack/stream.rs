@@ -15,6 +15,9 @@ const BUFFER: usize = 256 << 10;
 /// Buffers under way between the two threads. With one in each hand, ten in all: 2.5 MiB.
 const UNDER_WAY: usize = 8;
 
+/// Largest window of a zstd frame, as a power of two: 128 MiB, what the reference tool takes without being told more.
+const ZSTD_WINDOW: u32 = 27;
+
 enum Chunk {
     Data(Vec<u8>),
     End,
@@ -63,6 +66,12 @@ pub(super) fn decompressed<T>(
     })
 }
 
+fn zstd_decoder<R: io::BufRead>(input: R) -> io::Result<zstd::Decoder<'static, R>> {
+    let mut decoder = zstd::Decoder::with_buffer(input)?;
+    decoder.window_log_max(ZSTD_WINDOW)?;
+    Ok(decoder)
+}
+
 fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>, reuse: &Receiver<Vec<u8>>) {
     let mut input = BufReader::with_capacity(BUFFER, reader);
     let last = match std::io::BufRead::fill_buf(&mut input) {
@@ -72,10 +81,7 @@ fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>
             let copied = match compression {
                 Compression::None => copy(input, send, reuse),
                 Compression::Gzip => copy(MultiGzDecoder::new(input), send, reuse),
-                Compression::Zstd => {
-                    let _ = send.send(Chunk::Failed(UnpackError::Unsupported(compression)));
-                    return;
-                }
+                Compression::Zstd => zstd_decoder(input).and_then(|decoder| copy(decoder, send, reuse)),
             };
             match copied {
                 Ok(()) => Chunk::End,
