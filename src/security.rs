@@ -1,6 +1,6 @@
 //! What the kernel and this daemon can enforce: capabilities, seccomp, AppArmor, SELinux, and the probe that finds out.
 //!
-//! Nothing here decides for a container; [`crate::spec`] does, from the facts that [`probe`] reports.
+//! Nothing here decides for a container; [`crate::spec`] does, from the facts that [`probe()`] reports.
 
 pub mod apparmor;
 pub mod caps;

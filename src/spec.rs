@@ -46,7 +46,7 @@ use crate::devices::{DeviceNode, ResolvedDevice};
 use crate::security::Facts;
 
 pub use annotations::AnnotationError;
-pub use apparmor::{AppArmorRequest, apparmor_request};
+pub use apparmor::{AppArmorError, AppArmorRequest, apparmor_request};
 pub use args::ArgsError;
 pub use caps::CapsError;
 pub use env::EnvError;
@@ -54,6 +54,7 @@ pub use error::{ErrorKind, SpecError};
 pub use exec::exec_process;
 pub use mounts::{MountError, SourcePropagation, image_volumes};
 pub use namespaces::{NamespaceError, NamespacePaths, PidNamespace};
+pub use paths::PathError;
 pub use resources::{ResourceError, to_oci_resources};
 pub use seccomp::{SeccompError, seccomp_localhost_path};
 pub use selinux::SelinuxError;
@@ -82,7 +83,7 @@ pub struct SpecInput<'a> {
     pub rootfs: &'a Path,
     pub cgroups_path: &'a str,
     pub handler: &'a HandlerPolicy,
-    /// One for each of the request's mounts, in its order.
+    /// One for each of the request's mounts, in its order; after them any of the daemon's own (for [`image_volumes`], say).
     pub mounts: &'a [ResolvedMount<'a>],
     pub devices: &'a [ResolvedDevice],
     /// The profile at [`seccomp_localhost_path`], read by the caller.

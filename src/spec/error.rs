@@ -23,7 +23,7 @@ pub enum SpecError {
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
-    AppArmor(#[from] super::apparmor::AppArmorError),
+    AppArmor(#[from] super::AppArmorError),
     #[error(transparent)]
     Selinux(#[from] SelinuxError),
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub enum SpecError {
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     #[error(transparent)]
-    Path(#[from] super::paths::PathError),
+    Path(#[from] super::PathError),
     #[error(transparent)]
     Signal(#[from] SignalError),
 }
