@@ -71,9 +71,12 @@ func (t *Tree) Symlink(name, target string) {
 	t.put(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil)
 }
 
-// Hardlink adds another name of a file of this layer.
+// Hardlink adds another name of a file that this layer has already. Its header repeats the file's mode and owner, as
+// archives made by others do: some unpackers apply them.
 func (t *Tree) Hardlink(name, target string) {
-	t.put(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: strings.TrimPrefix(target, "/")}, nil)
+	key := strings.TrimPrefix(path.Clean("/"+target), "/")
+	of := t.entries[key].header
+	t.put(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: key, Mode: of.Mode, Uid: of.Uid, Gid: of.Gid}, nil)
 }
 
 // Has says whether the layer has an entry of that name.
