@@ -8,12 +8,17 @@ mod trace;
 
 use std::io::IsTerminal as _;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 pub use notify::{Notifier, NotifyError};
 pub use trace::{TraceParent, operation_id, trace_id};
+
+/// Libraries below HTTP that log every frame, some with the headers in it and so with a registry's tokens. A bare level is
+/// about cricket and leaves them at info; who needs them names them.
+const QUIET: &[&str] = &["fluke_hpack", "h2", "hyper", "hyper_util", "reqwest", "rustls", "tower"];
 
 /// The shape of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +84,13 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
         return Err(refused("it is empty".to_owned()));
     }
     let is_word = bare.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if is_word && bare.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+    if is_word && bare.parse::<LevelFilter>().is_err() {
         return Err(refused("error, warn, info, debug, trace, off or directives (target=level) are wanted".to_owned()));
     }
-    EnvFilter::try_new(bare).map_err(|error| refused(error.to_string()))
+    let is_chatty = bare.parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO);
+    let quiet = if is_chatty { QUIET } else { &[] };
+    let directives = quiet.iter().fold(bare.to_owned(), |all, target| format!("{all},{target}=info"));
+    EnvFilter::try_new(directives).map_err(|error| refused(error.to_string()))
 }
 
 /// An error and its causes on one line, outermost first. A cause that its outer error has spelled out already is not said
@@ -116,6 +124,21 @@ mod tests {
         for bad in ["", " ", "loud", "warning", "info,=", "cricket=loud"] {
             assert!(check_filter(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_bare_level_is_not_about_the_http_libraries() {
+        let enabled = |filter: &str| {
+            let log = tracing_subscriber::registry().with(parse(filter).unwrap());
+            tracing::subscriber::with_default(log, || {
+                let cricket = tracing::enabled!(target: "cricket::pod", tracing::Level::DEBUG);
+                (cricket, tracing::enabled!(target: "h2::codec", tracing::Level::DEBUG))
+            })
+        };
+        assert_eq!(enabled("info"), (false, false));
+        assert_eq!(enabled("debug"), (true, false));
+        assert_eq!(enabled("TRACE"), (true, false));
+        assert_eq!(enabled("debug,h2=debug"), (true, true));
     }
 
     #[test]
