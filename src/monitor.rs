@@ -157,6 +157,8 @@ impl Task {
                 exit = &mut exit => break exit,
             }
         };
+        // First of all: systemd may remove the cgroup, and its counter, within milliseconds.
+        let oom_killed = self.oom.as_ref().is_some_and(|watch| watch.oom_kills() > 0);
         // Commands that come from here on find the channel closed, so nobody makes a new file for a log that has ended.
         self.inbox.close();
         while let Ok(command) = self.inbox.try_recv() {
@@ -168,7 +170,6 @@ impl Task {
             tracing::warn!(id = %self.id, error = %crate::telemetry::chain(&error), "processes of an ended container are left");
         }
         self.drain().await;
-        let oom_killed = self.oom.as_mut().is_some_and(|watch| watch.oom_kills() > 0);
         ExitReport { exit, oom_killed }
     }
 
