@@ -1,0 +1,100 @@
+//! What a runtime can do, from `<runtime> features` (runtime-spec, features.md) and `--version`.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// What a runtime says of itself. Everything is false or empty for a runtime that has no `features` command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    /// The first line of `--version`.
+    pub version: String,
+    /// The runtime answered `features`.
+    pub told: bool,
+    /// The range of `ociVersion`s in a bundle; empty when not told.
+    pub oci_version_min: String,
+    pub oci_version_max: String,
+    /// Mounts can be read-only with everything below them.
+    pub recursive_read_only: bool,
+    pub idmapped_mounts: bool,
+    pub cgroup_v1: bool,
+    pub cgroup_v2: bool,
+    pub systemd_cgroup: bool,
+    pub seccomp: bool,
+    pub apparmor: bool,
+    pub selinux: bool,
+    /// Kinds of namespaces: `pid`, `user`, `time`, ….
+    pub namespaces: Vec<String>,
+    /// Annotations, exact or up to a prefix's last `.`, that make the runtime do what an image must not decide.
+    pub potentially_unsafe_annotations: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Raw {
+    oci_version_min: String,
+    oci_version_max: String,
+    mount_options: Vec<String>,
+    linux: Linux,
+    annotations: BTreeMap<String, String>,
+    potentially_unsafe_config_annotations: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    namespaces: Vec<String>,
+    cgroup: Cgroup,
+    seccomp: Enabled,
+    apparmor: Enabled,
+    selinux: Enabled,
+    mount_extensions: MountExtensions,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Cgroup {
+    v1: bool,
+    v2: bool,
+    systemd: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Enabled {
+    enabled: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct MountExtensions {
+    idmap: Enabled,
+}
+
+impl RuntimeFeatures {
+    /// From what the two commands print. An answer to `features` that is not JSON counts as none.
+    #[must_use]
+    pub fn parse(version: &str, features: Option<&[u8]>) -> Self {
+        let version = version.lines().next().unwrap_or_default().trim().chars().take(256).collect();
+        let raw = features.and_then(|bytes| serde_json::from_slice::<Raw>(bytes).ok());
+        let told = raw.is_some();
+        let raw = raw.unwrap_or_default();
+        Self {
+            version,
+            told,
+            oci_version_min: raw.oci_version_min,
+            oci_version_max: raw.oci_version_max,
+            recursive_read_only: raw.mount_options.iter().any(|option| option == "rro"),
+            idmapped_mounts: raw.linux.mount_extensions.idmap.enabled,
+            cgroup_v1: raw.linux.cgroup.v1,
+            cgroup_v2: raw.linux.cgroup.v2,
+            systemd_cgroup: raw.linux.cgroup.systemd,
+            seccomp: raw.linux.seccomp.enabled,
+            apparmor: raw.linux.apparmor.enabled,
+            selinux: raw.linux.selinux.enabled,
+            namespaces: raw.linux.namespaces,
+            potentially_unsafe_annotations: raw.potentially_unsafe_config_annotations,
+            annotations: raw.annotations,
+        }
+    }
+}
