@@ -1,4 +1,5 @@
 //! A real keeper process, and what becomes of it, of its daemon and of its children when one of them dies.
+#![allow(clippy::unwrap_used)] // a test
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};

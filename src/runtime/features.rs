@@ -72,11 +72,13 @@ struct MountExtensions {
 }
 
 impl RuntimeFeatures {
-    /// From what the two commands print. An answer to `features` that is not JSON counts as none.
+    /// From what the two commands print. An answer to `features` that is not a JSON object counts as none.
     #[must_use]
     pub fn parse(version: &str, features: Option<&[u8]>) -> Self {
         let version = version.lines().next().unwrap_or_default().trim().chars().take(256).collect();
-        let raw = features.and_then(|bytes| serde_json::from_slice::<Raw>(bytes).ok());
+        // An array would pass for an object with its first fields set.
+        let object = features.filter(|bytes| bytes.trim_ascii_start().starts_with(b"{"));
+        let raw = object.and_then(|bytes| serde_json::from_slice::<Raw>(bytes).ok());
         let told = raw.is_some();
         let raw = raw.unwrap_or_default();
         Self {

@@ -1,4 +1,5 @@
 //! A keeper of a test's own, in a directory of its own; both are gone when the test ends.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
