@@ -144,8 +144,8 @@ async fn errors_name_the_program() {
     let failed = node.keeper.spawn(SpawnRequest { process: Some(process), ..shell("") }).await.unwrap_err();
     assert!(failed.to_string().contains("No such file"), "{failed}");
     // A second process under one id.
-    node.left("x", "sleep 1000").await;
-    let failed = node.keeper.spawn(node.leave("x", "sleep 1000")).await;
+    node.left("x", "exec sleep 1000").await;
+    let failed = node.keeper.spawn(node.leave("x", "exec sleep 1000")).await;
     assert!(matches!(failed, Err(KeeperError::Refused { .. })), "{failed:?}");
     assert_eq!(node.keeper.held().await.unwrap().len(), 1);
     kill(node.keeper.held().await.unwrap()[0].pid.unwrap());

@@ -96,6 +96,17 @@ struct Kept {
     hold: Vec<(String, Arc<OwnedFd>)>,
 }
 
+/// The runtime may have made a part of what it was asked for.
+fn may_have_run(error: &RuntimeError) -> bool {
+    match error {
+        RuntimeError::Failed { .. } | RuntimeError::TimedOut { .. } => true,
+        RuntimeError::Keeper { source, .. } => {
+            matches!(source, KeeperError::Died { .. } | KeeperError::NoAnswer { .. } | KeeperError::NoPid { .. })
+        }
+        RuntimeError::Exec { .. } | RuntimeError::Prepare { .. } | RuntimeError::Answer { .. } => false,
+    }
+}
+
 fn environment() -> Vec<(OsString, OsString)> {
     vec![("PATH".into(), handlers::PATH.into())]
 }
@@ -124,12 +135,18 @@ impl OciRuntime {
     }
 
     /// Makes a container; its process waits for [`start`](Self::start). It is registered in the keeper under its id.
-    /// After a failure nothing is left of it.
+    /// After a failure nothing is left of it. An id that the runtime knows already is refused and left alone.
+    /// A caller that drops the future forgoes the cleaning up.
     ///
     /// # Errors
     /// With the runtime's own message. A failed call without a log may have said more on the container's standard error.
     pub async fn create(&self, keeper: &Keeper, request: CreateRequest) -> Result<HeldProcess, RuntimeError> {
         let id = request.id;
+        if std::fs::symlink_metadata(self.setup.root.join(&id)).is_ok() {
+            // Said here, since what follows a failure would kill the one that there is.
+            let message = "there is a container of this id already".to_owned();
+            return Err(RuntimeError::Failed { call: self.call("create", &id), message });
+        }
         let mut args = vec!["create".to_owned(), "--bundle".into(), self.text("create", &id, &request.bundle)?];
         self.add_console(&mut args, "create", &id, &request.stdio)?;
         let kept = Kept {
@@ -144,7 +161,7 @@ impl OciRuntime {
             hold: request.hold,
         };
         let created = self.run_kept(keeper, kept).await;
-        if created.is_err() {
+        if created.as_ref().is_err_and(may_have_run) {
             // The first error is the one to tell; whatever the delete finds, the container's driver deletes again.
             let _ = self.delete(&id, true).await;
             let _ = keeper.forget(&id).await;

@@ -134,3 +134,22 @@ async fn handlers_are_resolved_from_the_configuration() {
     shim.handlers.get_mut("kata").unwrap().kind = config::HandlerKind::Shim;
     assert!(matches!(Handlers::load(&shim, &options).await, Err(HandlersError::Shim { .. })));
 }
+
+/// Drivers spawn these, so they must be able to move between threads.
+#[test]
+fn the_futures_can_be_spawned() {
+    fn spawnable<F: std::future::Future + Send>(_: impl Fn(&'static OciRuntime, &'static crate::keeper::Keeper) -> F) {}
+    spawnable(|runtime, _| runtime.start("c"));
+    spawnable(|runtime, _| runtime.delete("c", true));
+    spawnable(|runtime, keeper| async move {
+        let stdio = Stdio::Console("s".into());
+        let (id, bundle) = (String::new(), std::path::PathBuf::new());
+        runtime.create(keeper, CreateRequest { id, bundle, stdio, timeout: Duration::ZERO, hold: Vec::new() }).await
+    });
+    spawnable(|_, keeper| keeper.held());
+    spawnable(|_, keeper| keeper.fork_init("i", Vec::new()));
+    spawnable(|_, keeper| async move {
+        let pidfd = std::sync::Arc::new(crate::sys::pidfd::open(1).expect("there is always a first process"));
+        keeper.wait_exit("c", &pidfd).await
+    });
+}
