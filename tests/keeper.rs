@@ -1,4 +1,5 @@
 //! A real keeper process, and what becomes of it, of its daemon and of its children when one of them dies.
+#![allow(clippy::unwrap_used)] // a test
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use cricket::keeper::{Exit, ExitStatus, Keeper, KeeperError, ProcessFile, SpawnRequest};
 use futures_util::future::join_all;
 
-use node::{LONG, Node, is_gone, kill, null, options, shell, status, until};
+use node::{LONG, Node, is_gone, kill, null, options, runtime, shell, status, until};
 
 #[path = "keeper/node.rs"]
 mod node;
@@ -27,18 +28,19 @@ async fn exit_of(keeper: &Keeper, id: &str, pidfd: &Arc<OwnedFd>) -> ExitStatus 
 async fn a_program_gets_nothing_but_what_is_asked_for() {
     let node = Node::start().await;
     let (mut out, into) = pipe_files();
-    let script = "cd /proc/$$; echo fds $(ls fd | tr '\\n' ' '); pwd -P; cat oom_score_adj; grep -E '^Sig(Blk|Ign)' status; env; exit 3";
+    let script =
+        "pwd -P; echo code; env; ls /proc/self/fd; cat /proc/self/oom_score_adj; exec grep '^Sig' /proc/self/status";
     let request = SpawnRequest { stdio: [null(), into, null()], ..shell(script) };
     let spawned = node.keeper.spawn(request).await.unwrap();
-    assert_eq!(spawned.status, ExitStatus::Code(3));
-    assert!(spawned.process.is_none());
+    assert!(spawned.status.success() && spawned.process.is_none());
     let mut text = String::new();
     out.read_to_string(&mut text).unwrap();
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
-    assert!(text.contains("fds 0 1 2 \n"), "{text}");
-    assert!(text.contains(&format!("\n{}\n", own.trim())), "{text}");
+    // The fourth is the directory that is being listed.
+    let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let expected = format!("/\ncode\nPATH=/usr/bin:/bin\nPWD=/\n0\n1\n2\n3\n{score}");
+    assert!(text.starts_with(&expected), "{text}");
     assert!(text.contains("SigBlk:\t0000000000000000") && text.contains("SigIgn:\t0000000000000000"), "{text}");
-    assert!(!text.contains("HOME=") && !text.contains("CARGO"), "{text}");
+    assert_eq!(node.keeper.spawn(shell("exit 3")).await.unwrap().status, ExitStatus::Code(3));
 }
 
 fn pipe_files() -> (std::fs::File, Arc<OwnedFd>) {
@@ -69,12 +71,12 @@ async fn a_process_that_dies_before_its_pid_file_is_read_is_not_lost() {
     let node = Node::start().await;
     for n in 0..200 {
         let id = format!("race{n}");
-        // The number is written only after the process is gone, or just about then.
+        // The number is written only once the process is dead, or just about then.
+        let wait = "1 while (-e \"/proc/$p/exe\" && readlink(\"/proc/$p/exe\"))";
         let file = node.pid_file(&id);
-        let wait = if n % 2 == 0 { "while [ -e /proc/$p/fd/0 ]; do :; done;" } else { "" };
-        let text = format!("(sh -c 'exit {}' & p=$!; {wait} echo $p > {})", n % 100, file.display());
+        let request = runtime(&format!("exit {}", n % 100), &file, if n % 2 == 0 { wait } else { "" });
         let process = ProcessFile { id: id.clone(), pid_file: file, hold: Vec::new() };
-        let spawned = node.keeper.spawn(SpawnRequest { process: Some(process), ..shell(&text) }).await.unwrap();
+        let spawned = node.keeper.spawn(SpawnRequest { process: Some(process), ..request }).await.unwrap();
         let process = spawned.process.unwrap();
         assert_eq!(exit_of(&node.keeper, &id, &process.pidfd).await, ExitStatus::Code(n % 100), "{id}");
         node.keeper.forget(&id).await.unwrap();
@@ -87,11 +89,12 @@ async fn many_at_once_do_not_wait_for_each_other() {
     // Each waits for a later one, so in a queue the first would wait for ever.
     let dir = node.dir.path().display().to_string();
     let spawn = |n: usize| {
-        let wait = if n < 19 { format!("while [ ! -e {dir}/{} ]; do sleep 0.01; done;", n + 1) } else { String::new() };
+        let wait = format!("1 while (!-e '{dir}/{}' && select(undef, undef, undef, 0.01) == 0)", n + 1);
+        let done = format!("{}; open G, '>', '{dir}/{n}'", if n < 19 { wait } else { String::new() });
         let file = node.pid_file(&format!("m{n}"));
-        let text = format!("{wait} : > {dir}/{n}; sh -c 'exit {n}' & echo $! > {}", file.display());
+        let request = runtime(&format!("exit {n}"), &file, &done);
         let process = ProcessFile { id: format!("m{n}"), pid_file: file, hold: Vec::new() };
-        node.keeper.spawn(SpawnRequest { process: Some(process), ..shell(&text) })
+        node.keeper.spawn(SpawnRequest { process: Some(process), ..request })
     };
     let all = join_all((0..20).map(spawn)).await;
     for (n, spawned) in all.into_iter().enumerate() {
@@ -141,8 +144,8 @@ async fn errors_name_the_program() {
     let failed = node.keeper.spawn(SpawnRequest { process: Some(process), ..shell("") }).await.unwrap_err();
     assert!(failed.to_string().contains("No such file"), "{failed}");
     // A second process under one id.
-    node.left("x", "sleep 1000").await;
-    let failed = node.keeper.spawn(node.leave("x", "sleep 1000")).await;
+    node.left("x", "exec sleep 1000").await;
+    let failed = node.keeper.spawn(node.leave("x", "exec sleep 1000")).await;
     assert!(matches!(failed, Err(KeeperError::Refused { .. })), "{failed:?}");
     assert_eq!(node.keeper.held().await.unwrap().len(), 1);
     kill(node.keeper.held().await.unwrap()[0].pid.unwrap());
@@ -185,13 +188,10 @@ async fn client_process() {
     let keeper = Keeper::connect_or_start(options(&dir)).await.unwrap();
     let pid_file = dir.join("a.pid");
     let go = dir.join("go");
-    let script = format!(
-        "sh -c 'while [ ! -e {} ]; do sleep 0.01; done; exit 77' & echo $! > {}",
-        go.display(),
-        pid_file.display()
-    );
+    let script = format!("while [ ! -e {} ]; do sleep 0.01; done; exit 77", go.display());
+    let request = runtime(&script, &pid_file, "");
     let process = ProcessFile { id: "a".into(), pid_file, hold: Vec::new() };
-    keeper.spawn(SpawnRequest { process: Some(process), ..shell(&script) }).await.unwrap();
+    keeper.spawn(SpawnRequest { process: Some(process), ..request }).await.unwrap();
     std::fs::write(dir.join("keeper.pid.new"), keeper.pid().to_string()).unwrap();
     std::fs::rename(dir.join("keeper.pid.new"), dir.join("keeper.pid")).unwrap();
     std::future::pending::<()>().await;
@@ -234,11 +234,11 @@ async fn the_keeper_is_killed() {
     let keeper = node.keeper.clone();
     let in_flight = cricket::task::spawn("in-flight", async move { keeper.spawn(shell("sleep 1000")).await });
     until("the program's start", || children(first).len() >= 2).await;
-    let runtime = children(first);
+    let running = children(first);
     kill(first);
     let failed = in_flight.await.unwrap();
     assert!(matches!(failed, Err(KeeperError::Died { .. })), "{failed:?}");
-    until("the death of the runtime in flight", || runtime.iter().any(|pid| *pid != process.pid && is_gone(*pid)))
+    until("the death of the runtime in flight", || running.iter().any(|pid| *pid != process.pid && is_gone(*pid)))
         .await;
     // Any request waits for the next keeper.
     let held = node.keeper.held().await.unwrap();
@@ -254,9 +254,9 @@ async fn the_keeper_is_killed() {
     assert_eq!(exit_of(&second, "a", &process.pidfd).await, ExitStatus::Code(55), "told by the kernel");
     // And it goes on as the parent of what comes.
     let pid_file = node.pid_file("c");
-    let text = format!("sh -c 'exit 6' & echo $! > {}", pid_file.display());
+    let request = runtime("exit 6", &pid_file, "");
     let process = ProcessFile { id: "c".into(), pid_file, hold: Vec::new() };
-    let spawned = second.spawn(SpawnRequest { process: Some(process), ..shell(&text) }).await.unwrap();
+    let spawned = second.spawn(SpawnRequest { process: Some(process), ..request }).await.unwrap();
     assert_eq!(exit_of(&second, "c", &spawned.process.unwrap().pidfd).await, ExitStatus::Code(6));
 }
 

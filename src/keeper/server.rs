@@ -60,6 +60,8 @@ struct Server {
     flights: Vec<Flight>,
     inits: Vec<InitFlight>,
     strays: Vec<Stray>,
+    /// A place in the table of descriptors. When that is full a daemon must still be able to connect, and let go of some.
+    spare: Option<OwnedFd>,
     /// A request or a signal has asked for the end.
     quitting: bool,
 }
@@ -108,6 +110,7 @@ impl Server {
             flights: Vec::new(),
             inits: Vec::new(),
             strays: Vec::new(),
+            spare: spare(),
             quitting: false,
         })
     }
@@ -225,7 +228,17 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        while let Ok(socket) = seqpacket::accept(self.place.listener.as_fd()) {
+        loop {
+            let socket = match seqpacket::accept(self.place.listener.as_fd()) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    let full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                    if full && self.spare.take().is_some() {
+                        continue;
+                    }
+                    break;
+                }
+            };
             let own = rustix::process::geteuid().as_raw();
             match seqpacket::peer_uid(socket.as_fd()) {
                 Ok(uid) if uid == own => {}
@@ -238,6 +251,7 @@ impl Server {
                 old.send(0, Body::Replaced, Vec::new());
             }
         }
+        self.spare = self.spare.take().or_else(spare);
     }
 
     fn read_requests(&mut self, scratch: &mut [u8]) {
@@ -262,6 +276,10 @@ impl Server {
             connection.refuse(seq, code, message);
         }
     }
+}
+
+fn spare() -> Option<OwnedFd> {
+    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
 }
 
 /// Shares descriptors that have just arrived.

@@ -1,97 +1,102 @@
-//! What a runtime says of itself: `--version`, and `features` where it has that command.
-
-use std::path::Path;
-use std::time::Duration;
+//! What a runtime can do, from `<runtime> features` (runtime-spec, features.md) and `--version`.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
-use super::{RuntimeError, run};
-
-/// The clock of each of the two questions.
-const CLOCK: Duration = Duration::from_secs(10);
-
-/// A runtime's abilities. What it does not say is taken as absent: a pod that asks for it is then refused instead of being
-/// run without it.
+/// What a runtime says of itself. Everything is false or empty for a runtime that has no `features` command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Features {
+pub struct RuntimeFeatures {
     /// The first line of `--version`.
     pub version: String,
-    /// The runtime has a `features` command.
+    /// The runtime answered `features`.
     pub told: bool,
-    /// It knows the mount option `rro`.
+    /// The range of `ociVersion`s in a bundle; empty when not told.
+    pub oci_version_min: String,
+    pub oci_version_max: String,
+    /// Mounts can be read-only with everything below them.
     pub recursive_read_only: bool,
-    /// It can give a mount user and group mappings of its own.
     pub idmapped_mounts: bool,
-    /// Annotations that it says can break the isolation; never forwarded unless the handler's configuration names them.
-    pub unsafe_annotations: Vec<String>,
+    pub cgroup_v1: bool,
+    pub cgroup_v2: bool,
+    pub systemd_cgroup: bool,
+    pub seccomp: bool,
+    pub apparmor: bool,
+    pub selinux: bool,
+    /// Kinds of namespaces: `pid`, `user`, `time`, ….
+    pub namespaces: Vec<String>,
+    /// Annotations, exact or up to a prefix's last `.`, that make the runtime do what an image must not decide.
+    pub potentially_unsafe_annotations: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
-struct Answer {
+struct Raw {
+    oci_version_min: String,
+    oci_version_max: String,
     mount_options: Vec<String>,
-    linux: LinuxAnswer,
+    linux: Linux,
+    annotations: BTreeMap<String, String>,
     potentially_unsafe_config_annotations: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
-struct LinuxAnswer {
+struct Linux {
+    namespaces: Vec<String>,
+    cgroup: Cgroup,
+    seccomp: Enabled,
+    apparmor: Enabled,
+    selinux: Enabled,
     mount_extensions: MountExtensions,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct MountExtensions {
-    idmap: Idmap,
+struct Cgroup {
+    v1: bool,
+    v2: bool,
+    systemd: bool,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Idmap {
-    enabled: Option<bool>,
+struct Enabled {
+    enabled: bool,
 }
 
-/// Asks a runtime's binary.
-///
-/// # Errors
-/// [`RuntimeError::Probe`] when it cannot be run at all.
-pub(super) async fn probe(path: &Path) -> Result<Features, RuntimeError> {
-    let failed = |source| RuntimeError::Probe { path: path.to_owned(), source };
-    let output = run(path, vec!["--version".into()], CLOCK).await.map_err(failed)?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version: String = text.lines().next().unwrap_or("unknown version").chars().take(200).collect();
-    // A runtime without the command fails, which is an answer.
-    let answer = run(path, vec!["features".into()], CLOCK).await.ok().filter(|output| output.status.success());
-    let answer = answer.and_then(|output| serde_json::from_slice(&output.stdout).ok());
-    Ok(features(version, answer))
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct MountExtensions {
+    idmap: Enabled,
 }
 
-fn features(version: String, answer: Option<Answer>) -> Features {
-    let Some(answer) = answer else { return Features { version, ..Features::default() } };
-    Features {
-        version,
-        told: true,
-        recursive_read_only: answer.mount_options.iter().any(|option| option == "rro"),
-        idmapped_mounts: answer.linux.mount_extensions.idmap.enabled == Some(true),
-        unsafe_annotations: answer.potentially_unsafe_config_annotations,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_said_is_absent() {
-        let all = r#"{"ociVersionMin":"1.0.0","mountOptions":["ro","rro"],
-            "linux":{"mountExtensions":{"idmap":{"enabled":true}}},
-            "potentiallyUnsafeConfigAnnotations":["run.oci."]}"#;
-        let found = features("x".into(), serde_json::from_str(all).ok());
-        assert!(found.told && found.recursive_read_only && found.idmapped_mounts);
-        assert_eq!(found.unsafe_annotations, ["run.oci."]);
-        let nothing = features("x".into(), serde_json::from_str("{}").ok());
-        assert!(nothing.told && !nothing.recursive_read_only && !nothing.idmapped_mounts);
-        assert!(!features("x".into(), None).told);
+impl RuntimeFeatures {
+    /// From what the two commands print. An answer to `features` that is not a JSON object counts as none.
+    #[must_use]
+    pub fn parse(version: &str, features: Option<&[u8]>) -> Self {
+        let version = version.lines().next().unwrap_or_default().trim().chars().take(256).collect();
+        // An array would pass for an object with its first fields set.
+        let object = features.filter(|bytes| bytes.trim_ascii_start().starts_with(b"{"));
+        let raw = object.and_then(|bytes| serde_json::from_slice::<Raw>(bytes).ok());
+        let told = raw.is_some();
+        let raw = raw.unwrap_or_default();
+        Self {
+            version,
+            told,
+            oci_version_min: raw.oci_version_min,
+            oci_version_max: raw.oci_version_max,
+            recursive_read_only: raw.mount_options.iter().any(|option| option == "rro"),
+            idmapped_mounts: raw.linux.mount_extensions.idmap.enabled,
+            cgroup_v1: raw.linux.cgroup.v1,
+            cgroup_v2: raw.linux.cgroup.v2,
+            systemd_cgroup: raw.linux.cgroup.systemd,
+            seccomp: raw.linux.seccomp.enabled,
+            apparmor: raw.linux.apparmor.enabled,
+            selinux: raw.linux.selinux.enabled,
+            namespaces: raw.linux.namespaces,
+            potentially_unsafe_annotations: raw.potentially_unsafe_config_annotations,
+            annotations: raw.annotations,
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -75,7 +76,7 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     command.kill_on_drop(true);
     let mut child = command.spawn().map_err(spawn_error)?;
     // Also when the caller drops this future: a helper's own children must not go on without it.
-    let mut group = Group(child.id());
+    let group = Group(AtomicU32::new(child.id().unwrap_or(0)));
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let input = exec.stdin;
     let feed = async move {
@@ -97,8 +98,14 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
         };
         tokio::pin!(talk);
         tokio::select! {
-            () = &mut talk => child.wait().await,
+            () = &mut talk => {
+                let status = child.wait().await;
+                group.0.store(0, Ordering::Relaxed);
+                status
+            }
             status = child.wait() => {
+                // Reaped: the number may belong to somebody else from now on.
+                group.0.store(0, Ordering::Relaxed);
                 // What is in the pipes is had at once; a longer wait is for a process that does not end.
                 let _ = tokio::time::timeout(DRAIN, talk).await;
                 status
@@ -108,13 +115,11 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     .await;
     match finished {
         Ok(status) => {
-            // Reaped: the number may belong to somebody else now.
-            group.0 = None;
             let status = status.map_err(|source| ExecError::Wait { program, source })?;
             Ok(Output { status, stdout: out, stderr: err })
         }
         Err(_) => {
-            kill_group(group.0.take());
+            group.kill();
             // A process that cannot die now (waiting for a dead disk) is reaped later, by tokio.
             let _ = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
             Err(ExecError::TimedOut { program, after: exec.timeout, stderr: err })
@@ -122,12 +127,18 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     }
 }
 
-/// Killed when dropped.
-struct Group(Option<u32>);
+/// Killed when dropped; 0 is none.
+struct Group(AtomicU32);
+
+impl Group {
+    fn kill(&self) {
+        kill_group(self.0.swap(0, Ordering::Relaxed));
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        kill_group(self.0.take());
+        self.kill();
     }
 }
 
@@ -190,8 +201,8 @@ async fn first_line(pipe: Option<tokio::process::ChildStdout>) -> String {
     String::from_utf8_lossy(&line).into_owned()
 }
 
-fn kill_group(group: Option<u32>) {
-    let pid = group.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+fn kill_group(group: u32) {
+    let pid = i32::try_from(group).ok().and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // The group may be gone already, which is what we want.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
@@ -207,5 +218,80 @@ async fn read_capped<R: tokio::io::AsyncRead + Unpin>(pipe: Option<R>, into: &mu
         }
         let room = cap.saturating_sub(into.len());
         into.extend_from_slice(&chunk[..n.min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn shell(script: &str) -> Exec {
+        Exec {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: Vec::new(),
+            stdin: Vec::new(),
+            timeout: Duration::from_secs(60),
+            output_cap: 1024,
+        }
+    }
+
+    fn is_dead(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
+    }
+
+    async fn until_dead(pid: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !is_dead(pid) {
+            assert!(Instant::now() < deadline, "{pid} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_does_not_hold_its_caller_up() {
+        let run = run(shell("sleep 1000 & echo $!; exit 5"));
+        let output = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
+        assert_eq!(output.status.code(), Some(5));
+        let left = String::from_utf8(output.stdout).unwrap();
+        let pid = rustix::process::Pid::from_raw(left.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_late_or_forgotten_program_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; echo late >&2; wait", file.display());
+        let mut exec = shell(&script);
+        exec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+        exec.timeout = Duration::from_millis(500);
+        let failed = run(exec.clone()).await.unwrap_err();
+        assert!(failed.to_string().contains("late"), "{failed}");
+        until_dead(std::fs::read_to_string(&file).unwrap().trim()).await;
+        std::fs::remove_file(&file).unwrap();
+        exec.timeout = Duration::from_secs(60);
+        let running = tokio::spawn(run(exec));
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        running.abort();
+        until_dead(std::fs::read_to_string(&file).unwrap().trim()).await;
+    }
+
+    #[tokio::test]
+    async fn only_three_descriptors_are_inherited_and_output_is_bounded() {
+        let open = std::fs::File::open("/dev/null").unwrap();
+        rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+        let mut exec = shell("ls /proc/self/fd");
+        exec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+        let output = run(exec.clone()).await.unwrap();
+        // The fourth is the directory that is being listed.
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n1\n2\n3\n");
+        exec.args = vec!["-c".into(), "head -c 100000 /dev/zero; cat".into()];
+        exec.stdin = b"input".to_vec();
+        assert_eq!(run(exec).await.unwrap().stdout.len(), 1024);
     }
 }

@@ -63,17 +63,21 @@ pub fn wait_signal(signals: &nix::sys::signal::SigSet) -> io::Result<(i32, i32)>
     Ok((signal, unsafe { info.si_pid() }))
 }
 
-/// Sets what a signal does to no more than its default or being ignored.
+/// In a forked child that will run a program: no signal is blocked or ignored.
 ///
 /// # Errors
-/// `InvalidInput` for a handler, else what `sigaction` refuses.
-pub fn set_signal_action(signal: nix::sys::signal::Signal, action: &nix::sys::signal::SigAction) -> io::Result<()> {
-    use nix::sys::signal::{SigHandler, sigaction};
-    if !matches!(action.handler(), SigHandler::SigDfl | SigHandler::SigIgn) {
-        return Err(io::ErrorKind::InvalidInput.into());
+/// What `sigprocmask` refuses.
+pub fn reset_signals() -> io::Result<()> {
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    // All zero is SIG_DFL, no flags, no mask. The structure is the kernel's own, at most this long: the C library hides
+    // two signals from its callers, and its posix_spawn leaves just those ignored in everything that it starts.
+    let default = [0_u64; 4];
+    let none = std::ptr::null_mut::<u64>();
+    for signal in 1..=64 {
+        // SAFETY: no function is installed, so nothing can run at an unexpected moment; the array lives through the
+        // call. SIGKILL and SIGSTOP are refused, which is right.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8) };
     }
-    // SAFETY: no function is installed, so nothing can run at an unexpected moment.
-    unsafe { sigaction(signal, action) }?;
     Ok(())
 }
 

@@ -102,6 +102,9 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<D
             fds.extend(received);
         }
     }
+    // Aligned, the space has room for a few more than were asked for.
+    let too_many = fds.len() > MAX_FDS;
+    fds.truncate(MAX_FDS);
     if message.bytes == 0 && fds.is_empty() && !message.flags.contains(ReturnFlags::TRUNC) {
         return Ok(None);
     }
@@ -109,7 +112,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<D
         bytes: buffer[..message.bytes].to_vec(),
         fds,
         cut: message.flags.contains(ReturnFlags::TRUNC),
-        fds_lost: message.flags.contains(ReturnFlags::CTRUNC),
+        fds_lost: too_many || message.flags.contains(ReturnFlags::CTRUNC),
     }))
 }
 

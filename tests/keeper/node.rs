@@ -1,7 +1,8 @@
 //! A keeper of a test's own, in a directory of its own; both are gone when the test ends.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,9 +44,9 @@ impl Node {
     /// A runtime that leaves `script` behind as the process `id`.
     pub fn leave(&self, id: &str, script: &str) -> SpawnRequest {
         let pid_file = self.pid_file(id);
-        let text = format!("sh -c '{script}' & echo $! > {}", pid_file.display());
+        let request = runtime(script, &pid_file, "");
         let process = ProcessFile { id: id.into(), pid_file, hold: Vec::new() };
-        SpawnRequest { process: Some(process), ..shell(&text) }
+        SpawnRequest { process: Some(process), ..request }
     }
 
     pub async fn left(&self, id: &str, script: &str) -> HeldProcess {
@@ -79,6 +80,15 @@ pub fn shell(script: &str) -> SpawnRequest {
         process: None,
         timeout: LONG,
     }
+}
+
+/// A program that forks `script` off, runs `before` in Perl, writes the pid-file and ends without reaping. (A shell would reap.)
+pub fn runtime(script: &str, pid_file: &Path, before: &str) -> SpawnRequest {
+    let text = format!(
+        "my $p = fork; if (!$p) {{ exec 'sh', '-c', $ARGV[0] }} {before}; open F, '>', $ARGV[1]; print F $p; close F;"
+    );
+    let argv = ["/usr/bin/perl", "-e", &text, script, &pid_file.display().to_string()].map(String::from).to_vec();
+    SpawnRequest { argv, ..shell("") }
 }
 
 /// The text after `key:` in a process's status.

@@ -62,6 +62,8 @@ pub struct Link {
     outbox: VecDeque<(Vec<u8>, Vec<Arc<OwnedFd>>)>,
     pending: HashMap<u64, Pending>,
     next_seq: u64,
+    /// The keeper was asked to end and agreed: another is started only for the next request.
+    quit: bool,
 }
 
 enum Next {
@@ -87,7 +89,16 @@ impl Link {
     ) -> Self {
         mirror.set_keeper_pid(connected.pid);
         // 1 was the greeting's.
-        Self { options, mirror, inbox, connected, outbox: VecDeque::new(), pending: HashMap::new(), next_seq: 2 }
+        Self {
+            options,
+            mirror,
+            inbox,
+            connected,
+            outbox: VecDeque::new(),
+            pending: HashMap::new(),
+            next_seq: 2,
+            quit: false,
+        }
     }
 
     /// Serves callers until no handle is left, or another daemon has taken the keeper over.
@@ -101,7 +112,11 @@ impl Link {
                     return;
                 }
                 End::Lost => {
-                    let again = self.fail_pending();
+                    let mut again = self.fail_pending();
+                    if std::mem::take(&mut self.quit) && again.is_empty() {
+                        let Some(command) = self.inbox.recv().await else { return };
+                        again.push(command);
+                    }
                     if self.inbox.is_closed() && again.is_empty() {
                         return;
                     }
@@ -206,6 +221,7 @@ impl Link {
             tracing::warn!(seq, ?body, "the keeper answered what nobody asked");
             return;
         };
+        self.quit |= command.op == Op::Quit && body == Body::Done;
         let process = self.settle(&command.op, &body, fds);
         let lacks_process =
             process.is_none() && matches!(body, Body::Spawned { pid: Some(_), .. } | Body::Forked { .. });

@@ -87,8 +87,12 @@ pub async fn connect_or_start(options: &KeeperOptions) -> Result<Connected, Keep
         Err(error) if is_absent(&error) => {}
         other => return other,
     }
-    start(options).await?;
-    connect(&options.socket).await
+    match start(options).await {
+        Ok(()) => connect(&options.socket).await,
+        // Another process may have started one at the same time: then that one is as good.
+        Err(not_ready @ KeeperError::NotReady { .. }) => connect(&options.socket).await.map_err(|_| not_ready),
+        Err(error) => Err(error),
+    }
 }
 
 async fn start(options: &KeeperOptions) -> Result<(), KeeperError> {

@@ -15,6 +15,9 @@ use crate::keeper::protocol::{Body, ErrorCode, Exit, ExitStatus, Header, HoldOp,
 use crate::sys::pidfd;
 use crate::sys::seqpacket::{Datagram, MAX_BYTES, MAX_FDS};
 
+/// The kinds of namespaces that a pod's init enters; it always gets a pid and a mount namespace of its own.
+const NAMESPACES: [&str; 4] = ["net", "ipc", "uts", "user"];
+
 /// Why a request is refused.
 type Refusal = (ErrorCode, String);
 
@@ -218,6 +221,9 @@ impl Server {
             return Err(bad(format!("{} descriptors for {} names", fds.len(), op.namespaces.len())));
         }
         self.check_new(&op.id, &op.namespaces)?;
+        if let Some(name) = op.namespaces.iter().find(|name| !NAMESPACES.contains(&name.as_str())) {
+            return Err(bad(format!("a pod's init cannot be put into a {name:?} namespace")));
+        }
         let namespaces = Namespaces::new(op.namespaces.into_iter().zip(fds).collect());
         let init = InitFlight::start(&self.single, seq, op.id, namespaces);
         let init = init.map_err(|error| (ErrorCode::Failed, format!("forking the pod's init: {error}")))?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::{Resource, Rlimit};
@@ -60,20 +60,6 @@ pub fn signals() -> Result<SignalFd, KeeperError> {
     let handled = handled();
     setup("sigprocmask", handled.thread_block())?;
     setup("signalfd", SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
-}
-
-/// In a child that will run a program: no signal blocked or ignored.
-///
-/// # Errors
-/// What `sigprocmask` or `sigaction` refuse.
-pub fn restore_signals() -> io::Result<()> {
-    SigSet::empty().thread_set_mask()?;
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    crate::sys::process::set_signal_action(Signal::SIGPIPE, &default)?;
-    for signal in handled().iter() {
-        crate::sys::process::set_signal_action(signal, &default)?;
-    }
-    Ok(())
 }
 
 /// Raises the limit of open files to what is allowed, and lowers the chance of being killed for memory.

@@ -140,7 +140,7 @@ fn become_program(image: &Image, settings: &ChildSettings, stdio: &[OwnedFd; 3],
         if rustix::process::getppid() != Some(keeper) {
             return Err(io::Error::other("the keeper has died"));
         }
-        super::setup::restore_signals()?;
+        crate::sys::process::reset_signals()?;
         rustix::process::setrlimit(Resource::Nofile, settings.open_files)?;
         if let Some(score) = &settings.oom_score_adj {
             std::fs::write("/proc/self/oom_score_adj", score)?;
