@@ -36,8 +36,8 @@ use crate::admission::AdmissionError;
 use crate::image::{ImageError, Images};
 use crate::keeper::{Keeper, KeeperError};
 use crate::monitor::MonitorError;
-use crate::runtime::{Handlers, OciRuntime, RuntimeError};
-use crate::spec::{HostFacts, NamespacePaths, PodFiles, SpecError};
+use crate::runtime::{Handlers, HandlersError, OciRuntime, RuntimeError};
+use crate::spec::{HandlerPolicy, HostFacts, NamespacePaths, PodFiles, SpecError};
 use crate::state::{ContainerPhase, ContainerRecord, StateError, Store};
 use crate::storage::{Storage, StorageError};
 use crate::sys::cgroup::Cgroups;
@@ -58,12 +58,25 @@ pub struct Resources {
     pub store: Store,
     pub cgroups: Cgroups,
     pub host: HostFacts,
+    /// `[runtime.handlers]`, as configured.
+    pub handler_config: BTreeMap<String, crate::config::Handler>,
     pub state_dir: PathBuf,
     /// Longest text of one log record, in bytes.
     pub max_log_line: usize,
 }
 
 impl Resources {
+    /// What containers of a handler may have: the operator's word, and what the runtime said that it can do.
+    #[must_use]
+    pub fn policy(&self, runtime: &OciRuntime) -> HandlerPolicy {
+        let configured = self.handler_config.get(runtime.handler());
+        HandlerPolicy {
+            allowed_annotations: configured.map(|handler| handler.allowed_annotations.clone()).unwrap_or_default(),
+            privileged_without_host_devices: configured.is_some_and(|handler| handler.privileged_without_host_devices),
+            recursive_read_only: runtime.features.recursive_read_only && self.host.kernel.recursive_read_only,
+        }
+    }
+
     /// The OCI bundle of a container.
     #[must_use]
     pub fn bundle(&self, id: &str) -> PathBuf {
@@ -146,6 +159,8 @@ pub enum ContainerError {
     ReadBundle { path: PathBuf, source: io::Error },
     #[error("OCI runtime")]
     Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Handler(#[from] HandlersError),
     #[error("keeper")]
     Keeper(#[from] KeeperError),
     #[error("monitor")]

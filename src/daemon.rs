@@ -17,7 +17,7 @@ use crate::config::{Config, ConfigError, Loaded};
 use crate::container::ContainerError;
 use crate::image::ImageError;
 use crate::keeper::KeeperError;
-use crate::runtime::RuntimeError;
+use crate::runtime::HandlersError;
 use crate::state::StateError;
 use crate::storage::StorageError;
 use crate::sys::cgroup::CgroupError;
@@ -50,7 +50,7 @@ pub enum DaemonError {
     #[error("images")]
     Image(#[source] ImageError),
     #[error("OCI runtimes")]
-    Handlers(#[from] RuntimeError),
+    Handlers(#[from] HandlersError),
     #[error("cgroup.parent")]
     Cgroup(#[from] CgroupError),
     #[error("keeper")]

@@ -30,7 +30,7 @@ use crate::admission::AdmissionError;
 use crate::container::{ContainerError, Containers, Sandbox};
 use crate::keeper::{HeldProcess, KeeperError};
 use crate::network::{Network, NetworkError};
-use crate::runtime::RuntimeError;
+use crate::runtime::HandlersError;
 use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
 use crate::sys::cgroup::CgroupError;
@@ -80,8 +80,8 @@ pub enum PodError {
     Admission(#[from] AdmissionError),
     #[error("sysctls")]
     Sysctl(#[from] SysctlError),
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
+    #[error("runtime_handler")]
+    Handler(#[from] HandlersError),
     #[error("{what}: not supported yet")]
     Unsupported { what: &'static str },
     #[error("linux.cgroup_parent")]

@@ -18,11 +18,9 @@ use crate::admission::ContainerKey;
 use crate::image::ImageRecord;
 use crate::keeper::HeldProcess;
 use crate::monitor::{ExitReport, Monitor, Stdio, Watched};
-use crate::runtime::CreateRequest;
+use crate::runtime::{CreateRequest, Stdio as RuntimeStdio};
 use crate::spec::mounts::propagation_of;
-use crate::spec::{
-    BuiltSpec, HandlerPolicy, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput,
-};
+use crate::spec::{BuiltSpec, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput};
 use crate::state::{ContainerPhase, ContainerRecord};
 use crate::storage::PathKind;
 use crate::sys::cgroup::OomWatch;
@@ -264,7 +262,6 @@ fn build_spec<'a>(
         stop_signal: Some(config_of_image.stop_signal.as_str()),
         volumes: &config_of_image.volumes,
     };
-    let policy: &HandlerPolicy = sandbox.runtime.policy();
     let input = SpecInput {
         id: &record.id,
         sandbox_id: &sandbox.id,
@@ -278,7 +275,7 @@ fn build_spec<'a>(
         files: &sandbox.files,
         rootfs,
         cgroups_path: &record.cgroups_path,
-        handler: policy,
+        handler: &resources.policy(&sandbox.runtime),
         mounts: &mounts,
         devices: &facts.devices,
         seccomp_localhost: facts.seccomp.as_deref(),
@@ -290,7 +287,7 @@ fn build_spec<'a>(
 
 /// The daemon's and the container's ends of the three streams.
 struct Pipes {
-    theirs: [OwnedFd; 3],
+    theirs: [Arc<OwnedFd>; 3],
     stdout: Arc<OwnedFd>,
     stderr: Arc<OwnedFd>,
     /// Write end of stdin, when the container asked for one.
@@ -306,7 +303,12 @@ fn pipes(stdin: bool) -> std::io::Result<Pipes> {
     } else {
         (crate::sys::host::dev_null()?, None)
     };
-    Ok(Pipes { theirs: [theirs, stdout_w, stderr_w], stdout: stdout.into(), stderr: stderr.into(), stdin: ours })
+    Ok(Pipes {
+        theirs: [theirs, stdout_w, stderr_w].map(Arc::new),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+        stdin: ours,
+    })
 }
 
 async fn create_process(
@@ -324,8 +326,7 @@ async fn create_process(
     let request = CreateRequest {
         id: record.id.clone(),
         bundle,
-        stdio: pipes.theirs,
-        console_socket: None,
+        stdio: RuntimeStdio::Fds(pipes.theirs),
         timeout: CREATE_CLOCK,
         hold,
     };
@@ -342,12 +343,10 @@ async fn create_with_terminal(
 ) -> Result<(HeldProcess, Stdio), ContainerError> {
     let failed = |source| ContainerError::Pipe { source };
     let console = Console::listen(&resources.state_dir).map_err(failed)?;
-    let null = || crate::sys::host::dev_null().map_err(failed);
     let request = CreateRequest {
         id: record.id.clone(),
         bundle,
-        stdio: [null()?, null()?, null()?],
-        console_socket: Some(console.path().to_owned()),
+        stdio: RuntimeStdio::Console(console.path().to_owned()),
         timeout: CREATE_CLOCK,
         hold: Vec::new(),
     };

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::keeper::{ExitStatus, HeldProcess};
-use crate::runtime::ExecRequest;
+use crate::runtime::{ExecRequest, Stdio as RuntimeStdio};
 use crate::spec::SpecError;
 use crate::state::{ContainerPhase, ContainerRecord};
 use crate::sys::{process, reactor};
@@ -141,17 +141,14 @@ async fn start(
         container_id: record.id.clone(),
         exec_id: exec_id.to_owned(),
         process_json: process_json.clone(),
-        pid_file: bundle.join(format!("{exec_id}.pid")),
-        stdio,
-        console_socket: None,
+        dir: bundle,
+        stdio: RuntimeStdio::Fds(stdio.map(Arc::new)),
         timeout: START_CLOCK,
+        hold: Vec::new(),
     };
-    let pid_file = request.pid_file.clone();
     let started = runtime.exec(&resources.keeper, request).await;
-    for file in [process_json, pid_file] {
-        // The bundle goes with the container; a file left in it is harmless.
-        let _ = fs::remove_file(file);
-    }
+    // The bundle goes with the container; a file left in it is harmless.
+    let _ = fs::remove_file(process_json);
     Ok(started?)
 }
 

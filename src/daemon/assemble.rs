@@ -15,7 +15,7 @@ use crate::keeper::{Held, Keeper, KeeperOptions};
 use crate::network::Network;
 use crate::pod::Pods;
 use crate::rpc::Services;
-use crate::runtime::Handlers;
+use crate::runtime::{Handlers, HandlersOptions};
 use crate::spec::HostFacts;
 use crate::state::{Records, Store};
 use crate::storage::{Storage, StorageOptions};
@@ -46,7 +46,8 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let images = Images::open(images_options, Arc::new(storage.clone())).await.map_err(DaemonError::Image)?;
     let cgroups = cgroups(config)?;
     let default_parent = cgroups.parent(&config.cgroup.parent)?;
-    let handlers = Handlers::new(&config.runtime, &config.server.state, cgroups.is_systemd()).await?;
+    let handlers_options = HandlersOptions { state: config.server.state.clone(), systemd_cgroup: cgroups.is_systemd() };
+    let handlers = Handlers::load(&config.runtime, &handlers_options).await?;
     let keeper = Keeper::connect_or_start(KeeperOptions {
         cgroup_dirs: keeper_cgroups(&cgroups, &default_parent)?,
         ..KeeperOptions::new(config.server.state.join("keeper.sock"))
@@ -61,6 +62,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         store,
         cgroups,
         host,
+        handler_config: config.runtime.handlers.clone(),
         state_dir: config.server.state.clone(),
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });

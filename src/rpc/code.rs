@@ -10,7 +10,7 @@ use crate::admission::{self, AdmissionError};
 use crate::container::ContainerError;
 use crate::image::{self, ImageError};
 use crate::pod::PodError;
-use crate::runtime::RuntimeError;
+use crate::runtime::{HandlersError, RuntimeError};
 use crate::spec::{self, SpecError};
 use crate::task::flight::FlightError;
 use crate::telemetry::chain;
@@ -87,10 +87,18 @@ impl Coded for SpecError {
     }
 }
 
+impl Coded for HandlersError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unknown { .. } => Code::InvalidArgument,
+            _ => Code::Internal,
+        }
+    }
+}
+
 impl Coded for RuntimeError {
     fn code(&self) -> Code {
         match self {
-            Self::UnknownHandler { .. } => Code::InvalidArgument,
             Self::TimedOut { .. } => Code::DeadlineExceeded,
             _ => Code::Unknown,
         }
@@ -116,6 +124,7 @@ impl Coded for ContainerError {
             Self::Admission(error) => error.code(),
             Self::Spec(error) => error.code(),
             Self::Runtime(error) => error.code(),
+            Self::Handler(error) => error.code(),
             Self::Flight(error) => error.code(),
             Self::Shared(error) => error.code(),
             _ => Code::Unknown,
@@ -132,7 +141,7 @@ impl Coded for PodError {
             Self::NotReady { .. } => Code::FailedPrecondition,
             Self::Unsupported { .. } => Code::Unimplemented,
             Self::Admission(error) => error.code(),
-            Self::Runtime(error) => error.code(),
+            Self::Handler(error) => error.code(),
             Self::Container(error) => error.code(),
             Self::Flight(error) => error.code(),
             Self::Shared(error) => error.code(),

@@ -10,6 +10,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::container::Container;
+use crate::runtime::OciRuntime;
 use crate::state::{ContainerRecord, SandboxRecord};
 
 use super::Services;
@@ -58,16 +59,19 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> cri::Runt
 /// Every handler with what its runtime and this kernel can do; the default one twice, as "" and by name.
 fn handlers(services: &Services) -> Vec<cri::RuntimeHandler> {
     let resources = services.pods.containers().resources();
-    let entry = |name: &str, runtime: &crate::runtime::OciRuntime| cri::RuntimeHandler {
+    let entry = |name: &str, runtime: &OciRuntime| cri::RuntimeHandler {
         name: name.to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: runtime.policy().recursive_read_only,
+            recursive_read_only_mounts: resources.policy(runtime).recursive_read_only,
             user_namespaces: false,
         }),
     };
-    let mut list = vec![entry("", &resources.handlers.default_handler())];
-    list.extend(resources.handlers.all().iter().map(|runtime| entry(runtime.handler(), runtime)));
-    list
+    let handlers = || resources.handlers.iter();
+    let default = handlers().filter(|(name, _)| *name == resources.handlers.default_name());
+    default
+        .map(|(_, runtime)| entry("", runtime))
+        .chain(handlers().map(|(name, runtime)| entry(name, runtime)))
+        .collect()
 }
 
 pub(super) fn runtime_config(services: &Services) -> cri::RuntimeConfigResponse {
@@ -116,9 +120,8 @@ fn node_info(services: &Services) -> HashMap<String, String> {
     let network = services.pods.network().status();
     let handlers: Vec<_> = resources
         .handlers
-        .all()
         .iter()
-        .map(|runtime| json!({ "name": runtime.handler(), "path": runtime.path(), "version": runtime.features().version }))
+        .map(|(name, runtime)| json!({ "name": name, "path": runtime.program(), "version": runtime.features.version }))
         .collect();
     let config = json!({
         "stateDir": config.server.state,
