@@ -232,7 +232,7 @@ async fn the_keeper_is_killed() {
     let (read, write) = pipe();
     node.keeper.hold("a", vec![("stdout".into(), Arc::new(read))]).await.unwrap();
     let keeper = node.keeper.clone();
-    let in_flight = cricket::task::spawn("in-flight", async move { keeper.spawn(shell("sleep 1000")).await });
+    let in_flight = cricket::task::spawn("in-flight", async move { keeper.spawn(shell("exec sleep 1000")).await });
     until("the program's start", || children(first).len() >= 2).await;
     let running = children(first);
     kill(first);
