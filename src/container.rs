@@ -52,24 +52,40 @@ const INBOX: usize = 16;
 #[derive(Debug)]
 pub struct Resources {
     pub keeper: Keeper,
-    pub handlers: Arc<Handlers>,
+    /// Replaced as a whole when the configuration is read again.
+    pub runtimes: ArcSwap<Runtimes>,
     pub storage: Storage,
     pub images: Images,
     pub store: Store,
     pub cgroups: Cgroups,
     pub host: HostFacts,
-    /// `[runtime.handlers]`, as configured.
-    pub handler_config: BTreeMap<String, crate::config::Handler>,
     pub state_dir: PathBuf,
     /// Longest text of one log record, in bytes.
     pub max_log_line: usize,
 }
 
+/// The handlers, and what the operator allows each.
+#[derive(Debug)]
+pub struct Runtimes {
+    pub handlers: Handlers,
+    /// `[runtime.handlers]`, as configured.
+    pub config: BTreeMap<String, crate::config::Handler>,
+}
+
 impl Resources {
+    /// The runtime of a handler; the default one for an empty name.
+    ///
+    /// # Errors
+    /// [`HandlersError::Unknown`], with the names that there are.
+    pub fn runtime(&self, handler: &str) -> Result<Arc<OciRuntime>, HandlersError> {
+        self.runtimes.load().handlers.lookup(handler)
+    }
+
     /// What containers of a handler may have: the operator's word, and what the runtime said that it can do.
     #[must_use]
     pub fn policy(&self, runtime: &OciRuntime) -> HandlerPolicy {
-        let configured = self.handler_config.get(runtime.handler());
+        let runtimes = self.runtimes.load();
+        let configured = runtimes.config.get(runtime.handler());
         HandlerPolicy {
             allowed_annotations: configured.map(|handler| handler.allowed_annotations.clone()).unwrap_or_default(),
             privileged_without_host_devices: configured.is_some_and(|handler| handler.privileged_without_host_devices),
@@ -178,7 +194,7 @@ pub enum ContainerError {
     #[error(transparent)]
     Flight(#[from] FlightError),
     /// The outcome of an operation that several callers share.
-    #[error("{0}")]
+    #[error("{}", crate::telemetry::chain(&**.0))]
     Shared(Arc<ContainerError>),
 }
 

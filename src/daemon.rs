@@ -126,7 +126,7 @@ async fn serve(config: Config, config_file: Option<PathBuf>, log: FilterHandle) 
             served = &mut serving => break served.map_err(|source| DaemonError::Serve { source }),
             _ = term.recv() => break Ok(()),
             _ = int.recv() => break Ok(()),
-            _ = hup.recv() => reload::reload(&daemon),
+            _ = hup.recv() => reload::reload(&daemon).await,
             () = &mut watchdog => {}
         }
     };

@@ -103,7 +103,7 @@ pub enum PodError {
     #[error(transparent)]
     Flight(#[from] FlightError),
     /// The outcome of an operation that several callers share.
-    #[error("{0}")]
+    #[error("{}", crate::telemetry::chain(&**.0))]
     Shared(Arc<PodError>),
 }
 
@@ -249,7 +249,7 @@ impl Pods {
         Ok(Sandbox {
             id: record.id.clone(),
             config: Arc::new(record.config.clone()),
-            runtime: resources.handlers.lookup(&record.resolved_handler)?,
+            runtime: resources.runtime(&record.resolved_handler)?,
             namespaces: NamespacePaths {
                 net: pinned("net", host_network),
                 ipc: pinned("ipc", options.ipc() == NamespaceMode::Node),

@@ -48,21 +48,21 @@ pub const KEYS: &[Key] = &[
         "server.max_request_size",
         "Largest request taken, in bytes: 16777216 (the size of the kubelet's own limit) to 268435456.",
     ),
-    key(
+    live(
         "runtime.default",
         "Handler of pods that name no RuntimeClass: one of the handlers below, or a program's name.\n\
          Empty: the first of crun, runc, youki that is found in PATH.",
     ),
-    key("runtime.handlers.*.path", "The runtime's binary: an absolute path, or a name that is looked up in PATH."),
-    key(
+    live("runtime.handlers.*.path", "The runtime's binary: an absolute path, or a name that is looked up in PATH."),
+    live(
         "runtime.handlers.*.type",
         "How the runtime is spoken to: \"oci\" (its command line) or \"shim\" (a containerd shim, version 2).",
     ),
-    key(
+    live(
         "runtime.handlers.*.allowed_annotations",
         "Pod annotations that are handed to the runtime: exact keys, or a prefix that ends in `*`.",
     ),
-    key("runtime.handlers.*.privileged_without_host_devices", "Privileged containers do not get the host's devices."),
+    live("runtime.handlers.*.privileged_without_host_devices", "Privileged containers do not get the host's devices."),
     key(
         "cgroup.driver",
         "Who makes cgroups: \"systemd\", \"cgroupfs\", or \"auto\" (systemd where it is process 1).\n\
@@ -77,18 +77,18 @@ pub const KEYS: &[Key] = &[
     key("network.bin_dirs", "Where CNI plugins are looked for, in this order."),
     key("network.cache_dir", "libcni's cache of results, which are under `results` in it."),
     key("network.plugin_timeout", "A call of a CNI plugin that takes longer is killed, in seconds: 1 to 3600."),
-    key("image.registries_conf", "Mirrors, blocked registries and short names (containers-registries.conf(5))."),
-    key("image.registries_conf_dir", "Drop-ins to the file above."),
+    live("image.registries_conf", "Mirrors, blocked registries and short names (containers-registries.conf(5))."),
+    live("image.registries_conf_dir", "Drop-ins to the file above."),
     key(
         "image.certs_d",
         "Certificates and hosts.toml of registries, a folder for each host; the first folder that has the host is used.",
     ),
     key("image.max_concurrent_downloads", "Layers downloaded at the same time, over all pulls: 1 to 64."),
-    key(
+    live(
         "image.pull_progress_timeout",
         "A download that moved no byte for this long is given up, in seconds: 1 to 86400.",
     ),
-    key("image.pinned", "Images that the kubelet must not collect: names, or globs with `*`."),
+    live("image.pinned", "Images that the kubelet must not collect: names, or globs with `*`."),
     live("log.level", "error, warn, info, debug, trace, or a filter as in \"info,cricket::network=debug\"."),
     key("log.format", "The shape of the daemon's own log: \"text\" or \"json\"."),
     key(

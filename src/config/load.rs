@@ -162,8 +162,12 @@ impl File<'_> {
     }
 
     fn syntax(&self, error: &toml::de::Error) -> ConfigError {
-        let place = self.place(error.span().map_or(0, |span| span.start));
-        ConfigError::Syntax { place, message: error.message().to_owned() }
+        let start = error.span().map_or(0, |span| span.start);
+        let place = self.place(start);
+        // The line itself, which names the key: the parser's words do not.
+        let line = self.text.lines().nth(place.line - 1).unwrap_or_default().trim();
+        let line: String = line.chars().take(120).collect();
+        ConfigError::Syntax { place, message: format!("{} in `{line}`", error.message()) }
     }
 
     /// Notes the place of every key and refuses those that the table of keys does not have. A section that holds something

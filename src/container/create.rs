@@ -94,7 +94,8 @@ impl Containers {
             .find(&reference)
             .map_err(ContainerError::Image)?
             .ok_or_else(|| ContainerError::NoImage { reference: reference.clone() })?;
-        let record = draft(&sandbox, config, hash, &image);
+        let mut record = draft(&sandbox, config, hash, &image);
+        record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);
         let facts = gather(&resources, &record, &image).await?;
         resources.store.put_container(&record)?;
         match make(&resources, &sandbox, record.clone(), &image, facts).await {
@@ -205,7 +206,6 @@ async fn make(
 ) -> Result<Owned, ContainerError> {
     let bundle = resources.bundle(&record.id);
     let rootfs = bundle.join("rootfs");
-    record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);
     let built = build_spec(resources, sandbox, &record, image, &facts, &rootfs)?;
     record.user = built.user.clone();
     record.stop_signal = built.stop_signal;
@@ -399,8 +399,9 @@ pub(super) fn watch(
 
 /// Takes back whatever a failed creation made.
 async fn undo(resources: &Arc<Resources>, sandbox: &Sandbox, id: &str) {
+    let cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, id);
     let result = async {
-        files::take_away(resources, id, Some(&sandbox.runtime)).await?;
+        files::take_away(resources, id, &cgroups_path, Some(&sandbox.runtime)).await?;
         resources.keeper.forget(id).await?;
         resources.store.remove(id)?;
         Ok::<(), ContainerError>(())

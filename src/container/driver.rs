@@ -317,7 +317,13 @@ impl Driver {
         if let Err(error) = resources.store.put_container(&self.owned.record) {
             tracing::warn!(id = %self.owned.record.id, error = %crate::telemetry::chain(&error), "removal goes on without a record of it");
         }
-        files::take_away(&resources, &self.owned.record.id, self.owned.runtime.as_deref()).await?;
+        files::take_away(
+            &resources,
+            &self.owned.record.id,
+            &self.owned.record.cgroups_path,
+            self.owned.runtime.as_deref(),
+        )
+        .await?;
         self.owned.lease = None;
         resources.keeper.forget(&self.owned.record.id).await?;
         resources.store.remove(&self.owned.record.id)?;

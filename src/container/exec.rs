@@ -7,6 +7,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -23,9 +24,9 @@ use crate::sys::{process, reactor};
 
 use super::{ContainerError, Containers, Resources, state_name, write_file};
 
-/// What is kept of each stream, in bytes; the rest is read and dropped, and the command goes on (CVE-2022-1708,
-/// CVE-2022-31030). 16 MiB, as the field has it.
-pub const EXEC_OUTPUT_CAP: usize = 16 * 1024 * 1024;
+/// What is kept of both streams together, in bytes; the rest is read and dropped, and the command goes on (CVE-2022-1708,
+/// CVE-2022-31030). The clients of the field take an answer of 16 MiB, so that is what the whole of it may have.
+pub const EXEC_OUTPUT_CAP: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 /// How long the pipes may stay open after the command has ended, held by what it left in the background.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -92,7 +93,8 @@ async fn run(
         let flags = rustix::fs::fcntl_getfl(theirs).map_err(failed)?;
         rustix::fs::fcntl_setfl(theirs, flags - rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
     }
-    let (mut out, mut err) = (Capture::new(stdout)?, Capture::new(stderr)?);
+    let room = Arc::new(AtomicUsize::new(EXEC_OUTPUT_CAP));
+    let (mut out, mut err) = (Capture::new(stdout, room.clone())?, Capture::new(stderr, room)?);
     let stdin = crate::sys::host::dev_null().map_err(|source| ContainerError::Pipe { source })?;
     let process = start(resources, record, &exec_id, command, [stdin, stdout_w, stderr_w]).await?;
     let ended = tokio::select! {
@@ -129,7 +131,7 @@ async fn start(
     command: &[String],
     stdio: [OwnedFd; 3],
 ) -> Result<HeldProcess, ContainerError> {
-    let runtime = resources.handlers.lookup(&record.handler)?;
+    let runtime = resources.runtime(&record.handler)?;
     let bundle = resources.bundle(&record.id);
     let process_json = bundle.join(format!("{exec_id}.json"));
     let template = read_spec(bundle.join("config.json"))?;
@@ -200,16 +202,18 @@ async fn kill(resources: &Arc<Resources>, record: &ContainerRecord, process: &He
     .await;
 }
 
-/// One stream of the command, up to [`EXEC_OUTPUT_CAP`].
+/// One stream of the command, as far as there is room.
 struct Capture {
     fd: AsyncFd<OwnedFd>,
     kept: Vec<u8>,
+    /// What both streams may still keep.
+    room: Arc<AtomicUsize>,
 }
 
 impl Capture {
-    fn new(fd: OwnedFd) -> Result<Self, ContainerError> {
+    fn new(fd: OwnedFd, room: Arc<AtomicUsize>) -> Result<Self, ContainerError> {
         let fd = reactor::register(fd, Interest::READABLE).map_err(|source| ContainerError::Pipe { source })?;
-        Ok(Self { fd, kept: Vec::new() })
+        Ok(Self { fd, kept: Vec::new(), room })
     }
 
     async fn read_to_end(&mut self) {
@@ -219,8 +223,10 @@ impl Capture {
             match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut chunk)?)) {
                 Ok(Ok(0)) => return,
                 Ok(Ok(n)) => {
-                    let room = EXEC_OUTPUT_CAP - self.kept.len();
-                    self.kept.extend_from_slice(&chunk[..n.min(room)]);
+                    // One task reads both streams, so nobody else takes of the room meanwhile.
+                    let taken = n.min(self.room.load(Ordering::Relaxed));
+                    self.room.fetch_sub(taken, Ordering::Relaxed);
+                    self.kept.extend_from_slice(&chunk[..taken]);
                 }
                 Ok(Err(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Ok(Err(_)) => return,

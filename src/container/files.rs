@@ -29,10 +29,15 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub(super) async fn take_away(
     resources: &Resources,
     id: &str,
+    cgroups_path: &str,
     runtime: Option<&OciRuntime>,
 ) -> Result<(), ContainerError> {
     if let Some(runtime) = runtime {
         runtime.delete(id, true).await?;
+    }
+    // Runtimes remove what they made of it, most of the time. systemd drops its scopes by itself.
+    if !resources.cgroups.is_systemd() && !cgroups_path.is_empty() {
+        resources.cgroups.container(cgroups_path)?.remove().await?;
     }
     let (storage, bundle, id) = (resources.storage.clone(), resources.bundle(id), id.to_owned());
     crate::task::blocking(move || {

@@ -33,10 +33,10 @@ impl Containers {
         held: Option<Held>,
     ) -> Result<(), ContainerError> {
         let resources = self.resources().clone();
-        let runtime = resources.handlers.lookup(&record.handler).ok();
+        let runtime = resources.runtime(&record.handler).ok();
         match record.phase {
             ContainerPhase::Creating | ContainerPhase::Removing => {
-                files::take_away(&resources, &record.id, runtime.as_deref()).await?;
+                files::take_away(&resources, &record.id, &record.cgroups_path, runtime.as_deref()).await?;
                 resources.keeper.forget(&record.id).await?;
                 resources.store.remove(&record.id)?;
                 Ok(())

@@ -9,13 +9,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::config::{CgroupDriver, Config};
-use crate::container::{Containers, Resources};
+use crate::container::{Containers, Resources, Runtimes};
 use crate::image::{Images, ImagesOptions};
 use crate::keeper::{Held, Keeper, KeeperOptions};
 use crate::network::Network;
 use crate::pod::Pods;
 use crate::rpc::Services;
-use crate::runtime::{Handlers, HandlersOptions};
+use crate::runtime::{Handlers, HandlersError, HandlersOptions};
 use crate::spec::HostFacts;
 use crate::state::{Records, Store};
 use crate::storage::{Storage, StorageOptions};
@@ -46,8 +46,11 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let images = Images::open(images_options, Arc::new(storage.clone())).await.map_err(DaemonError::Image)?;
     let cgroups = cgroups(config)?;
     let default_parent = cgroups.parent(&config.cgroup.parent)?;
-    let handlers_options = HandlersOptions { state: config.server.state.clone(), systemd_cgroup: cgroups.is_systemd() };
-    let handlers = Handlers::load(&config.runtime, &handlers_options).await?;
+    cgroups.make_parent(&default_parent)?;
+    for dir in ["k8s.io", "ns", "pods", "tty"] {
+        make_private_dir(&config.server.state.join(dir))?;
+    }
+    let runtimes = load_runtimes(config, cgroups.is_systemd()).await?;
     let keeper = Keeper::connect_or_start(KeeperOptions {
         cgroup_dirs: keeper_cgroups(&cgroups, &default_parent)?,
         ..KeeperOptions::new(config.server.state.join("keeper.sock"))
@@ -56,13 +59,12 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let host = HostFacts { kernel: crate::security::probe()?, devices: crate::devices::host_devices()? };
     let resources = Arc::new(Resources {
         keeper,
-        handlers: Arc::new(handlers),
+        runtimes: ArcSwap::from_pointee(runtimes),
         storage,
         images: images.clone(),
         store,
         cgroups,
         host,
-        handler_config: config.runtime.handlers.clone(),
         state_dir: config.server.state.clone(),
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });
@@ -93,6 +95,13 @@ fn cgroups(config: &Config) -> Result<Cgroups, DaemonError> {
         );
     }
     Ok(cgroups)
+}
+
+/// The handlers, found and asked for their features.
+pub(super) async fn load_runtimes(config: &Config, systemd_cgroup: bool) -> Result<Runtimes, HandlersError> {
+    let options = HandlersOptions { state: config.server.state.clone(), systemd_cgroup };
+    let handlers = Handlers::load(&config.runtime, &options).await?;
+    Ok(Runtimes { handlers, config: config.runtime.handlers.clone() })
 }
 
 /// The keeper's own cgroup, beside those of the pods: never the daemon's, whose end must not be the keeper's.

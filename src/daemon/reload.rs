@@ -5,12 +5,12 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::telemetry::Notifier;
 
-use super::{Daemon, tell};
+use super::{Daemon, assemble, tell};
 
-pub(super) fn reload(daemon: &Daemon) {
+pub(super) async fn reload(daemon: &Daemon) {
     tell(Notifier.reloading());
     match Config::load(daemon.config_file.as_deref()) {
-        Ok(loaded) => apply(daemon, loaded.config),
+        Ok(loaded) => apply(daemon, loaded.config).await,
         Err(error) => {
             tracing::error!(error = %crate::telemetry::chain(&error), "the configuration is bad; the old one stays");
         }
@@ -18,10 +18,17 @@ pub(super) fn reload(daemon: &Daemon) {
     tell(Notifier.ready("ready"));
 }
 
-fn apply(daemon: &Daemon, fresh: Config) {
+async fn apply(daemon: &Daemon, fresh: Config) {
     let diff = crate::config::reload_diff(&daemon.config.load(), &fresh);
     if let Err(error) = daemon.log.set(&fresh.log.level) {
         tracing::error!(error = %crate::telemetry::chain(&error), "log.level stays as it was");
+    }
+    let resources = daemon.services.pods.containers().resources();
+    match assemble::load_runtimes(&fresh, resources.cgroups.is_systemd()).await {
+        Ok(runtimes) => resources.runtimes.store(Arc::new(runtimes)),
+        Err(error) => {
+            tracing::error!(error = %crate::telemetry::chain(&error), "runtime handlers stay as they were");
+        }
     }
     if let Err(error) = daemon.services.images.reload(&fresh.image) {
         tracing::error!(error = %crate::telemetry::chain(&error), "registries stay as they were");

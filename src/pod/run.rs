@@ -24,7 +24,7 @@ impl Pods {
     /// # Errors
     /// Every way in which the request is bad, or a piece cannot be made; nothing is left behind.
     pub async fn run(&self, config: PodSandboxConfig, handler: String) -> Result<String, PodError> {
-        let runtime = self.containers().resources().handlers.lookup(&handler)?;
+        let runtime = self.containers().resources().runtime(&handler)?;
         let options = namespace_options(&config);
         check_sysctls(&config)?;
         if options.userns_options.as_ref().is_some_and(|user| user.mode() != NamespaceMode::Node) {

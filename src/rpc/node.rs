@@ -66,8 +66,9 @@ fn handlers(services: &Services) -> Vec<cri::RuntimeHandler> {
             user_namespaces: false,
         }),
     };
-    let handlers = || resources.handlers.iter();
-    let default = handlers().filter(|(name, _)| *name == resources.handlers.default_name());
+    let runtimes = resources.runtimes.load();
+    let handlers = || runtimes.handlers.iter();
+    let default = handlers().filter(|(name, _)| *name == runtimes.handlers.default_name());
     default
         .map(|(_, runtime)| entry("", runtime))
         .chain(handlers().map(|(name, runtime)| entry(name, runtime)))
@@ -118,7 +119,8 @@ fn node_info(services: &Services) -> HashMap<String, String> {
     let config = services.config.load();
     let resources = services.pods.containers().resources();
     let network = services.pods.network().status();
-    let handlers: Vec<_> = resources
+    let runtimes = resources.runtimes.load();
+    let handlers: Vec<_> = runtimes
         .handlers
         .iter()
         .map(|(name, runtime)| json!({ "name": name, "path": runtime.program(), "version": runtime.features.version }))

@@ -129,7 +129,7 @@ async fn network_and_host_port() -> Result<()> {
     for from in [format!("{address}:8080"), "192.0.2.2:18080".to_owned()] {
         eventually("the web server answers", Duration::from_secs(20), async || {
             let page =
-                node.world.must("busybox", &["wget", "-q", "-T", "2", "-O", "-", &format!("http://{from}/")]).await?;
+                node.world.must("curl", &["-s", "-S", "-m", "2", &format!("http://{from}/")]).await?;
             ensure!(page == "page\n", "{from}: {page}");
             Ok(())
         })

@@ -20,6 +20,9 @@ pub enum CgroupVersion {
 pub struct CgroupLayout {
     version: CgroupVersion,
     hierarchies: Vec<Hierarchy>,
+    /// The plain folder under the mount point of a hybrid's cgroup2 hierarchy that is not mounted: crun makes folders there
+    /// as if it were, and never removes them.
+    shadow: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +68,10 @@ impl CgroupLayout {
         // A named hierarchy (systemd's) carries no controller, so it does not make the machine a version 1 machine.
         let has_v1 = hierarchies.iter().any(|h| h.controllers.iter().any(|c| !c.starts_with("name=")));
         let version = if has_v1 { CgroupVersion::V1 } else { CgroupVersion::V2 };
-        Ok(Self { version, hierarchies })
+        let has_unified = hierarchies.iter().any(|h| h.unified);
+        let beside = hierarchies.first().and_then(|h| h.mount.parent()).map(|parent| parent.join("unified"));
+        let shadow = beside.filter(|path| version == CgroupVersion::V1 && !has_unified && path.is_dir());
+        Ok(Self { version, hierarchies, shadow })
     }
 
     /// Version 1 as soon as one controller is bound to a version 1 hierarchy.
@@ -105,7 +111,13 @@ impl CgroupLayout {
             controllers: h.controllers.clone(),
             unified: h.unified,
         });
-        Cgroup { version: self.version, path: path.clone(), dirs: dirs.collect() }
+        let shadow = self.shadow.iter().map(|mount| HierarchyDir {
+            dir: below(mount, path.as_path()),
+            mount: mount.clone(),
+            controllers: Vec::new(),
+            unified: true,
+        });
+        Cgroup { version: self.version, path: path.clone(), dirs: dirs.chain(shadow).collect() }
     }
 }
 

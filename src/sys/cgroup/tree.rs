@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Cgroup, CgroupError, CgroupVersion, HierarchyDir, read_small};
+use super::{Cgroup, CgroupError, HierarchyDir, read_small};
 
 /// Nested cgroups that one walk takes: a container with a delegated cgroup can make as many as it likes.
 const MAX_NESTED: usize = 10_000;
@@ -57,10 +57,8 @@ impl Cgroup {
     pub fn create(&self) -> Result<bool, CgroupError> {
         let mut made = false;
         for hierarchy in &self.dirs {
-            // A hybrid's cgroup2 hierarchy limits nothing that cricket asks for.
-            if self.version == CgroupVersion::V1 && hierarchy.unified {
-                continue;
-            }
+            // A hybrid's cgroup2 hierarchy limits nothing that cricket asks for, but some runtimes make the folders above a
+            // container's there and leave them: made here, they are also removed here.
             made |= hierarchy.create()?;
         }
         Ok(made)
@@ -71,7 +69,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Write`].
     pub fn attach(&self, pid: u32) -> Result<(), CgroupError> {
-        for hierarchy in self.dirs.iter().filter(|h| h.dir.is_dir()) {
+        for hierarchy in self.dirs.iter().filter(|h| h.dir.join("cgroup.procs").exists()) {
             write(&hierarchy.dir.join("cgroup.procs"), &pid.to_string())?;
         }
         Ok(())
