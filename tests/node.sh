@@ -72,7 +72,7 @@ registries_conf_dir = "$NODE/registry/none"
 certs_d = []
 
 [log]
-level = "${LOG_LEVEL:-info}"
+level = "${LOG_LEVEL:-info,cricket=debug}"
 EOF
     cat >"$NODE/crictl.yaml" <<EOF
 runtime-endpoint: unix://$SOCKET

@@ -134,7 +134,7 @@ impl Node {
             ("image.registries_conf".into(), path("registries.conf")),
             ("image.registries_conf_dir".into(), path("none")),
             ("image.certs_d".into(), toml::Value::Array(Vec::new())),
-            ("log.level".into(), "debug".into()),
+            ("log.level".into(), "info,cricket=debug".into()),
         ];
         let mut plugins = vec![toml::Value::from("/usr/lib/cni")];
         if let Some(folder) = &setup.plugins {
