@@ -17,8 +17,9 @@ use super::flights::Waiter;
 use super::layers::{Lease, Staged};
 use super::record::ImageRecord;
 use super::reference::{Reference, Version};
-use super::registry::Session;
+use super::registries::Endpoint;
 use super::registry::auth::Credentials;
+use super::registry::{Patience, Session};
 use super::table::Addition;
 use super::{Inner, on_disk};
 use crate::storage::Digest;
@@ -65,12 +66,13 @@ pub(super) async fn run(inner: Arc<Inner>, key: PullKey) -> Result<Arc<ImageReco
     let name = key.reference.to_string();
     let endpoints = inner.clients.registries().endpoints(&key.reference)?;
     let patience = inner.settings.load().patience.clone();
-    let sessions: Vec<Arc<Session>> = endpoints
-        .iter()
-        .map(|endpoint| {
-            Arc::new(Session::new(endpoint, key.credentials.clone(), inner.clients.clone(), patience.clone()))
-        })
-        .collect();
+    let session = |endpoint: &Endpoint| {
+        // A mirror that is down must not hold the pull up for long: there is another place to go.
+        let retries = if endpoint.mirror { patience.retries.min(1) } else { patience.retries };
+        let patience = Patience { retries, ..patience.clone() };
+        Arc::new(Session::new(endpoint, key.credentials.clone(), inner.clients.clone(), patience))
+    };
+    let sessions: Vec<Arc<Session>> = endpoints.iter().map(session).collect();
     let found = resolve::resolve(&inner, &key.reference, &sessions).await?;
     let (sessions, resolved) = match found {
         resolve::Found::Known(record) => return Ok(record),

@@ -362,7 +362,7 @@ impl Session {
         for _ in 0..=MAX_REDIRECTS {
             let own = same_origin(base, &url);
             let insecure = if own { self.insecure } else { self.clients.is_insecure(&authority(&url)) };
-            let client = self.clients.for_host(&authority(&url), insecure)?;
+            let client = self.clients.for_host(&authority(&url), insecure).await?;
             let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
             if let Some(value) = authorization.filter(|_| own) {
                 request = request.header(AUTHORIZATION, value.clone());

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::blobs::Blobs;
 use super::config::{self, ConfigFile};
-use super::database::Database;
+use super::database::{Database, Loaded};
 use super::error::ImageError;
 use super::layers::{LayerStore, Usage};
 use super::pins::Pins;
@@ -59,10 +59,8 @@ impl Table {
     /// Opens the table. Images whose layers or documents are missing are dropped and named in the notes.
     pub(super) fn open(root: &Path, pins: Pins, layers: &dyn LayerStore) -> Result<(Self, Vec<String>), ImageError> {
         let blobs = Blobs::open(root)?;
-        let (database, note) = Database::open(root)?;
+        let (database, Loaded { records: stored, unreadable: mut doomed, note }) = Database::open(root)?;
         let mut notes: Vec<String> = note.into_iter().collect();
-        let (stored, unreadable) = database.load()?;
-        let mut doomed = unreadable;
         notes.extend(doomed.iter().map(|id| format!("image {id}: its record cannot be read; dropped")));
         let mut by_id = BTreeMap::new();
         for (id, record) in stored {

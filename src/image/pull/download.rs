@@ -97,8 +97,13 @@ async fn feed(
     for (at, session) in sessions.iter().enumerate() {
         let mut tried = 0;
         let failure = loop {
+            // A request that got no answer was tried again inside; what is taken up again here is a body that broke.
+            let (response, skip) = match session.blob(&layer.digest, offset).await {
+                Ok(answer) => answer,
+                Err(failure) => break failure,
+            };
             let before = offset;
-            match pump(session, layer, &mut offset, &feeder).await {
+            match pump(session, response, skip, layer, (&mut offset, &feeder)).await {
                 Ok(true) => return Fed::Whole(at),
                 Ok(false) => return Fed::Unread(at),
                 Err(failure @ Failure::Content(_)) => {
@@ -111,10 +116,6 @@ async fn feed(
                     }
                     resumes += 1;
                     if resumes > MAX_RESUMES {
-                        break failure;
-                    }
-                    // Requests that never got an answer were tried again inside; this is about bodies that broke.
-                    if offset == before && !matches!(failure, Failure::Truncated { .. } | Failure::Connection(_)) {
                         break failure;
                     }
                     if let Err(failure) = session.pause(failure, &mut tried).await {
@@ -131,11 +132,11 @@ async fn feed(
 /// Moves bytes from one answer to the unpacker. `Ok(true)`: all; `Ok(false)`: nobody reads any more.
 async fn pump(
     session: &Session,
+    mut response: reqwest::Response,
+    mut skip: u64,
     layer: &LayerPlan,
-    offset: &mut u64,
-    feeder: &mpsc::Sender<Bytes>,
+    (offset, feeder): (&mut u64, &mpsc::Sender<Bytes>),
 ) -> Result<bool, Failure> {
-    let (mut response, mut skip) = session.blob(&layer.digest, *offset).await?;
     loop {
         // The clock covers the wait for the network only; a slow disk shows as a full channel and is no stall.
         let chunk = tokio::select! {

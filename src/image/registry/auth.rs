@@ -173,7 +173,7 @@ impl Authorizer {
         let service = challenge.get("service");
         let host = authority(&realm);
         let insecure = if host == session.host { session.insecure } else { session.clients.is_insecure(&host) };
-        let client = session.clients.for_host(&host, insecure)?;
+        let client = session.clients.for_host(&host, insecure).await?;
         let mut tried = 0;
         loop {
             let request = match self.credentials.as_ref().map(|credentials| &credentials.secret) {

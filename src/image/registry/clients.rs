@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -45,7 +45,7 @@ impl Clients {
     /// Puts new rules in force; certificates are read anew too.
     pub fn reload(&self, registries: Registries) {
         self.registries.store(Arc::new(registries));
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.locked().clear();
     }
 
     /// Whether the operator marked a host insecure.
@@ -58,18 +58,23 @@ impl Clients {
     ///
     /// # Errors
     /// [`Failure::Tls`] when the host's certificates cannot be used.
-    pub fn for_host(&self, host: &str, insecure: bool) -> Result<Client, Failure> {
+    pub async fn for_host(self: &Arc<Self>, host: &str, insecure: bool) -> Result<Client, Failure> {
         let key = (host.to_owned(), insecure);
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = made.get(&key) {
+        if let Some(client) = self.locked().get(&key) {
             return Ok(client.clone());
         }
-        let client = self.build(host, insecure)?;
+        // Reads the certificates of the system and of the host.
+        let (clients, name) = (self.clone(), key.0.clone());
+        let client = crate::task::blocking(move || clients.build(&name, insecure)).await?;
+        let mut made = self.locked();
         if made.len() >= MAX_CLIENTS {
             made.clear();
         }
-        made.insert(key, client.clone());
-        Ok(client)
+        Ok(made.entry(key).or_insert(client).clone())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<(String, bool), Client>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn build(&self, host: &str, insecure: bool) -> Result<Client, Failure> {

@@ -4,14 +4,17 @@ use super::*;
 use crate::image::tests::server::Reply;
 use tokio::sync::Semaphore;
 
-/// A registry whose answers to paths with `part` wait for permits.
-async fn gated(part: &'static str, images: Vec<(TestImage, &'static str)>) -> (Registry, Arc<Semaphore>) {
+/// A registry whose manifests, or whose layers, wait for permits.
+async fn gated(layers: bool, images: Vec<(TestImage, &'static str)>) -> (Registry, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let handle = gate.clone();
     let registry = Registry::start(move |request| {
         let answers = images.iter().map(|(image, tag)| image.answer(request, "app", &[tag]));
         let reply = answers.into_iter().find(|reply| reply.status != 404).unwrap_or_else(|| Reply::new(404, ""));
-        Reply { gate: request.path.contains(part).then(|| handle.clone()), ..reply }
+        let of = |image: &TestImage| (0..image.layers.len()).any(|layer| request.path.ends_with(&image.blob(layer)));
+        let waits =
+            if layers { images.iter().any(|(image, _)| of(image)) } else { request.path.contains("/manifests/") };
+        Reply { gate: waits.then(|| handle.clone()), ..reply }
     })
     .await;
     (registry, gate)
@@ -25,7 +28,7 @@ fn patient(room: &Room) {
 #[tokio::test]
 async fn identical_pulls_are_one() -> anyhow::Result<()> {
     let image = TestImage::new("one");
-    let (registry, gate) = gated("/manifests/", vec![(image.clone(), "v1")]).await;
+    let (registry, gate) = gated(false, vec![(image.clone(), "v1")]).await;
     let room = Room::trusting(&[&registry]).await?;
     patient(&room);
     let name = registry.name("app:v1");
@@ -52,11 +55,10 @@ async fn identical_pulls_are_one() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_layer_that_two_pulls_need_is_fetched_once() -> anyhow::Result<()> {
     let (a, b) = (TestImage::new("left"), TestImage::new("right"));
-    let (registry, gate) = gated("/blobs/", vec![(a.clone(), "a"), (b.clone(), "b")]).await;
+    let (registry, gate) = gated(true, vec![(a.clone(), "a"), (b.clone(), "b")]).await;
     let room = Room::trusting(&[&registry]).await?;
     patient(&room);
     let (left, right) = (registry.name("app:a"), registry.name("app:b"));
-    gate.add_permits(2);
     let base = Digest::of(&a.layers[0]);
     let chain = a.diff_ids[0].clone();
     let open = async {
@@ -74,12 +76,10 @@ async fn a_layer_that_two_pulls_need_is_fetched_once() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_pull_ends_with_its_last_caller() -> anyhow::Result<()> {
     let image = TestImage::new("cancelled");
-    let (registry, gate) = gated("/blobs/", vec![(image.clone(), "v1")]).await;
+    let (registry, gate) = gated(true, vec![(image.clone(), "v1")]).await;
     let room = Room::trusting(&[&registry]).await?;
     patient(&room);
     let name = registry.name("app:v1");
-    // The config comes through, the layers wait.
-    gate.add_permits(1);
     let first = room.pull(&name);
     let second = room.pull(&name);
     let waiting = async { until(|| registry.count("/blobs/") == 3).await };
