@@ -107,7 +107,7 @@ pub fn run(loaded: Loaded, config_file: Option<PathBuf>) -> Result<(), DaemonErr
 }
 
 async fn serve(config: Config, config_file: Option<PathBuf>, log: FilterHandle) -> Result<(), DaemonError> {
-    let services = assemble::assemble(&config).await?;
+    let services = Box::pin(assemble::assemble(&config)).await?;
     let daemon = Daemon { config: services.config.clone(), services, config_file, log };
     let listener = listen::bind(&config.server.listen)?;
     let catch = |kind| signal(kind).map_err(|source| DaemonError::Signal { source });

@@ -56,7 +56,7 @@ impl Containers {
         }
         let containers = self.clone();
         let contents = hash.clone();
-        let work = async move { containers.build(sandbox, config, hash).await };
+        let work = async move { Box::pin(containers.build(sandbox, config, hash)).await };
         self.inner.creating.run(&key, &contents, work).await?.map_err(ContainerError::Shared)
     }
 

@@ -101,7 +101,7 @@ impl fmt::Debug for Lease {
     }
 }
 
-mod overlay;
+mod on_disk;
 
 #[cfg(test)]
 pub(super) mod fake;

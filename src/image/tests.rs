@@ -6,6 +6,7 @@ mod lifecycle;
 mod real;
 pub(crate) mod server;
 mod sharing;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;

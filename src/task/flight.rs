@@ -15,9 +15,12 @@ pub type Shared<T, E> = Result<T, Arc<E>>;
 
 type Answer<T, E> = watch::Receiver<Option<Shared<T, E>>>;
 
+/// By key: what was asked for, and where the answer will be.
+type Table<T, E> = Arc<Mutex<HashMap<String, (String, Answer<T, E>)>>>;
+
 /// The operations of one kind that are under way, by key.
 pub struct Flights<T, E> {
-    map: Arc<Mutex<HashMap<String, (String, Answer<T, E>)>>>,
+    map: Table<T, E>,
 }
 
 /// Why there is no result.
@@ -81,7 +84,7 @@ where
 
 /// Frees the key, also when the work panics.
 struct Landing<T, E> {
-    map: Arc<Mutex<HashMap<String, (String, Answer<T, E>)>>>,
+    map: Table<T, E>,
     key: String,
 }
 
