@@ -54,7 +54,7 @@ skipped() {
     ' "$LOGS"/*.log | sort
 }
 
-export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
+export RUST_LIB_BACKTRACE=0 CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
 step fmt one cargo fmt --all --check
 step clippy one cargo clippy --workspace --all-targets -- -D warnings
 step doc one env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
