@@ -51,7 +51,7 @@ pod() {
 {"metadata": {"name": "$1", "namespace": "lane", "uid": "uid-$1", "attempt": 1}, "hostname": "host-$1",
  "log_directory": "$NODE/logs/$1", "labels": {"lane": "crictl"}, "annotations": {"note": "kept"},
  "dns_config": {"servers": ["10.10.10.10"], "searches": ["lane.example"], "options": ["ndots:8"]},
- "linux": {"security_context": {"namespace_options": {$2}}}${3:-}}
+ "linux": {"cgroup_parent": "$PARENT/pods", "security_context": {"namespace_options": {$2}}}${3:-}}
 EOF
     echo "$NODE/$1.json"
 }

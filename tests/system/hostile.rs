@@ -115,9 +115,9 @@ async fn converse(
     while !head.ends_with(b"\r\n\r\n") {
         // Requests to a registry have no body that we care for, and heads are small.
         head.push(stream.read_u8().await?);
-        // A client may try TLS first; its greeting has no end that we would know.
-        if !head[0].is_ascii_alphabetic() {
-            return stream.shutdown().await;
+        // As servers of plain HTTP do, a TLS handshake (an insecure registry is first tried that way) is hung up on.
+        if head == [0x16] {
+            return Ok(());
         }
     }
     let head = String::from_utf8_lossy(&head).into_owned();

@@ -141,7 +141,7 @@ async fn a_huge_request() -> Result<()> {
     sandbox.annotations.insert("big".into(), "x".repeat(20 << 20));
     refused(client.run_pod(&sandbox).await, &[Code::OutOfRange, Code::ResourceExhausted], &[])?;
     ensure!(client.pods().await?.is_empty(), "a pod of a refused request");
-    // And what is large but legal is taken: an API server lets 256 KiB of annotations pass.
+    // And what is large but legal is taken: the API server's own bound is far below this.
     sandbox.annotations.insert("big".into(), "x".repeat(200 << 10));
     let id = client.run_pod(&sandbox).await?;
     ensure!(client.pod_status(&id).await?.annotations == sandbox.annotations, "annotations changed");
