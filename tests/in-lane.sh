@@ -14,6 +14,7 @@ CGROUPS='
         mountpoint -q /sys/fs/cgroup/unified || return 0
         links=$(find /sys/fs/cgroup -maxdepth 1 -type l -printf "%f %l\n")
         hierarchies=$(awk "{ for (i = 7; i < NF; i++) if (\$i == \"-\" && \$(i + 1) == \"cgroup\") print \$5, \$(i + 3) }" /proc/self/mountinfo)
+        umount -R /sys/fs/cgroup
         mount -t tmpfs -o mode=755 lane-cgroup /sys/fs/cgroup
         echo "$hierarchies" | while read -r folder options; do
             options=${options#r[wo],}

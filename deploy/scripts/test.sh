@@ -54,7 +54,7 @@ skipped() {
     ' "$LOGS"/*.log | sort
 }
 
-export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
+export RUST_LIB_BACKTRACE=0 CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
 step fmt one cargo fmt --all --check
 step clippy one cargo clippy --workspace --all-targets -- -D warnings
 step doc one env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
@@ -65,9 +65,9 @@ step root cargo tests/in-lane.sh cargo test --workspace --offline --no-fail-fast
 # Every test target of its own with its tests that need root; the system lane is one of them.
 for target in tests/*.rs tests/*/main.rs; do
     [ -e "$target" ] || continue
-    grep -rqE '^\s*#\[ignore' "$target" "${target%.rs}" "$(dirname "$target")" --include='*.rs' 2>/dev/null || continue
     name=$(basename "${target%.rs}")
     [ "$name" = main ] && name=$(basename "$(dirname "$target")")
+    grep -rqE '#\[ignore' "$target" "tests/$name" --include='*.rs' 2>/dev/null || continue
     step "$name" cargo tests/in-lane.sh cargo test --offline --no-fail-fast --test "$name" -- --ignored
 done
 for runtime in crun runc; do

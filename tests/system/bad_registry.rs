@@ -75,7 +75,7 @@ async fn lying_digests() -> Result<()> {
     image.layer = other;
     image.layer_size = image.layer.len();
     hostile.serve("layer", &image);
-    fails(&node, &client, &before, "layer", &["digest", &image.layer_digest]).await?;
+    fails(&node, &client, &before, "layer", &["digest", &image.layer_digest, &digest(&image.layer)]).await?;
 
     let mut image = honest.clone();
     image.config_digest = wrong.clone();

@@ -233,6 +233,9 @@ async fn containers() -> Result<()> {
 async fn images() -> Result<()> {
     let mut node = Node::new("crun").await?;
     let client = node.client().await?;
+    let missing = "registry.k8s.io/e2e-test-images/busybox:no-such-tag";
+    // The first request opens a connection, which stays for the next one.
+    refused(client.pull(missing).await, &[], &[missing])?;
     let before = Ledger::take(&node).await?;
     for name in [
         "registry.k8s.io/UPPER/Case:1",
@@ -245,7 +248,6 @@ async fn images() -> Result<()> {
     refused(client.pull("").await, FAULT, &["image"])?;
     let nothing = cri::PullImageRequest::default();
     refused(client.image.clone().pull_image(nothing).await, FAULT, &["image"])?;
-    let missing = "registry.k8s.io/e2e-test-images/busybox:no-such-tag";
     refused(client.pull(missing).await, &[], &[missing])?;
     ensure!(client.images().await?.is_empty(), "an image is listed");
     before.assert_same(&node).await

@@ -30,6 +30,12 @@ async fn node_with(verb: &str, what: &str) -> Result<(Node, Client, PathBuf)> {
     let mut node = Node::start(world, setup).await?;
     let client = node.client().await?;
     client.pull(BUSYBOX).await?;
+    // The first container makes the folders that stay.
+    let warm = host_pod(&node, "warm");
+    let pod = client.run_pod(&warm).await?;
+    client.run(&pod, &container(&warm, "warm", "exit 0"), &warm).await?;
+    client.stop_pod(&pod).await?;
+    client.remove_pod(&pod).await?;
     Ok((node, client, file))
 }
 

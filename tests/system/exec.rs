@@ -22,9 +22,10 @@ crate::once!(
     who_and_where
 );
 
+/// A container whose first process reaps what is orphaned to it, as an init does.
 async fn with_container(runtime: &'static str) -> Result<(Node, Client, String)> {
     let (node, client, sandbox, pod) = host_node(runtime).await?;
-    let id = client.run(&pod, &container(&sandbox, "idle", "sleep 100000"), &sandbox).await?;
+    let id = client.run(&pod, &container(&sandbox, "idle", "sleep 100000 & while :; do wait; done"), &sandbox).await?;
     Ok((node, client, id))
 }
 

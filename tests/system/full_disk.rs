@@ -13,10 +13,10 @@ crate::once!(root_is_full, state_is_full);
 /// What the kernel calls it.
 const FULL: &str = "No space left on device";
 
-/// Fills a folder's file system but for a few kilobytes.
+/// Fills a folder's file system to the last block.
 async fn fill(node: &Node, folder: &str) -> Result<()> {
     let file = node.path(folder).join("filler");
-    let script = "dd if=/dev/zero of=\"$1\" bs=64k 2>/dev/null; truncate -s -8k \"$1\"; exit 0";
+    let script = "dd if=/dev/zero of=\"$1\" bs=4k 2>/dev/null; exit 0";
     node.world.must("sh", &["-c", script, "fill", &file.to_string_lossy()]).await?;
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::node::Node;
-use crate::world::{World, eventually};
+use crate::world::{PATIENCE, World, eventually};
 
 /// A snapshot. Lines may occur more than once; they are counted.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,8 +17,23 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Writes down what there is now.
+    /// Writes down what there is, once nothing changes any more: a daemon may tidy up after its answer.
     pub async fn take(node: &Node) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = Self::now(node).await?;
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = Self::now(node).await?;
+            let difference = last.difference(&now);
+            if difference.is_empty() {
+                return Ok(now);
+            }
+            ensure!(Instant::now() < deadline, "the ledger does not come to rest:\n{difference}");
+            last = now;
+        }
+    }
+
+    async fn now(node: &Node) -> Result<Self> {
         let mut ledger = Self { lines: BTreeMap::new() };
         let daemon = node.daemon_pid()?;
         ledger.mounts(&node.world, daemon)?;
@@ -42,10 +57,18 @@ impl Ledger {
 
     /// The node must come back to this snapshot; what is left after fifteen seconds is printed.
     pub async fn assert_same(&self, node: &Node) -> Result<()> {
+        self.assert_same_but(node, "nothing").await
+    }
+
+    /// The same, without the lines that start with `but`.
+    pub async fn assert_same_but(&self, node: &Node, but: &str) -> Result<()> {
         // A closed connection, a finished plugin or a lazy unmount may take a moment to go.
         eventually("the ledger is as before", Duration::from_secs(15), async || {
-            let now = Self::take(node).await?;
-            let difference = self.difference(&now);
+            let mut now = Self::now(node).await?;
+            now.lines.retain(|line, _| !line.starts_with(but));
+            let kept = self.lines.iter().filter(|(line, _)| !line.starts_with(but));
+            let before = Self { lines: kept.map(|(line, count)| (line.clone(), *count)).collect() };
+            let difference = before.difference(&now);
             ensure!(difference.is_empty(), "the ledger differs:\n{difference}");
             Ok(())
         })

@@ -205,14 +205,19 @@ async fn removal_kills(runtime: &'static str) -> Result<()> {
 
 async fn nothing_is_left(runtime: &'static str) -> Result<()> {
     let (node, client, sandbox, pod) = host_node(runtime).await?;
-    let before = Ledger::take(&node).await?;
-    for name in ["a", "b"] {
+    let mut before = None;
+    for name in ["first", "second", "third"] {
         let id = client.run(&pod, &container(&sandbox, name, "sleep 1000"), &sandbox).await?;
         client.output(&id, "echo from exec").await?;
         client.stop(&id, 0).await?;
         client.remove(&id).await?;
+        // The first round may make a folder or a connection that stays for the next one.
+        match before {
+            None => before = Some(Ledger::take(&node).await?),
+            Some(ref before) => before.assert_same(&node).await?,
+        }
     }
-    before.assert_same(&node).await
+    Ok(())
 }
 
 async fn an_environment_value_need_not_be_text() -> Result<()> {
