@@ -9,7 +9,6 @@ mod field;
 mod identity;
 mod sandbox;
 mod session;
-mod sysctl;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +18,6 @@ pub use container::create_container;
 pub use identity::{ContainerKey, SandboxKey, config_hash};
 pub use sandbox::{cgroup_parent, run_pod_sandbox};
 pub use session::{attach, exec, exec_sync, port_forward};
-pub use sysctl::{Sysctl, sysctls};
 
 /// Bytes of all labels, or of all annotations, of one object. Kubernetes allows 256 KiB of annotations, and the kubelet
 /// adds some of its own.

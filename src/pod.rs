@@ -34,7 +34,7 @@ use crate::runtime::HandlersError;
 use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
 use crate::sys::cgroup::CgroupError;
-use crate::sys::namespaces::{NamespaceError, SysctlError};
+use crate::sys::namespaces::NamespaceError;
 use crate::task::flight::{FlightError, Flights};
 
 const INBOX: usize = 16;
@@ -78,8 +78,6 @@ pub enum PodError {
     NotReady { id: String },
     #[error(transparent)]
     Admission(#[from] AdmissionError),
-    #[error("sysctls")]
-    Sysctl(#[from] SysctlError),
     #[error("runtime_handler")]
     Handler(#[from] HandlersError),
     #[error("{what}: not supported yet")]

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use cri_proto::runtime::v1 as cri;
 
+use super::AdmissionError;
 use super::field::{absolute_path, known, metadata, name};
-use super::{AdmissionError, sysctl};
+use crate::sys::namespaces::validate_sysctls;
 
 /// Most nameservers, search domains or options of one pod, and their bytes in all.
 const MAX_DNS: usize = 128;
@@ -46,7 +47,7 @@ pub fn run_pod_sandbox(request: &cri::RunPodSandboxRequest) -> Result<(), Admiss
     if let Some(security) = security {
         security_context(security)?;
     }
-    sysctl::sysctls(config)?;
+    sysctls(config)?;
     cgroup_parent(linux.map_or("", |linux| &linux.cgroup_parent), false)
 }
 
@@ -198,4 +199,16 @@ pub fn cgroup_parent(text: &str, systemd: bool) -> Result<(), AdmissionError> {
         return Err(AdmissionError::new(field, text, "systemd makes the cgroups here, so it must end in .slice"));
     }
     Ok(())
+}
+
+/// Only sysctls that a namespace of the pod owns (CVE-2022-0532, CVE-2022-0811); the rule is that of the room that writes
+/// them.
+fn sysctls(config: &cri::PodSandboxConfig) -> Result<(), AdmissionError> {
+    let Some(linux) = &config.linux else { return Ok(()) };
+    let options = linux.security_context.as_ref().and_then(|security| security.namespace_options.as_ref());
+    let node = cri::NamespaceMode::Node as i32;
+    let (host_network, host_ipc) = options.map_or((false, false), |o| (o.network == node, o.ipc == node));
+    let sorted = linux.sysctls.clone().into_iter().collect();
+    validate_sysctls(&sorted, host_network, host_ipc)
+        .map_err(|error| AdmissionError::new(format!("config.linux.sysctls[{}]", error.key), error.value, error.reason))
 }

@@ -1,3 +1,5 @@
+//! Tests of the room `admission`.
+
 use cri_proto::runtime::v1 as cri;
 use proptest::prelude::*;
 
@@ -148,26 +150,25 @@ fn user_namespaces_are_judged_and_then_refused_as_not_built_in() {
     }
 }
 
-fn with_sysctl(key: &str, value: &str, change: PodChange) -> Result<Vec<Sysctl>, AdmissionError> {
+fn with_sysctl(key: &str, value: &str, change: PodChange) -> Result<(), AdmissionError> {
     let mut request = pod();
     let config = request.config.as_mut().unwrap();
     change(config);
     config.linux.get_or_insert_default().sysctls = [(key.to_owned(), value.to_owned())].into();
-    run_pod_sandbox(&request).and_then(|()| sysctls(request.config.as_ref().unwrap()))
+    run_pod_sandbox(&request)
 }
 
 #[test]
 fn cve_2022_0532_and_0811_only_the_pods_own_sysctls() {
-    for (key, value, path) in [
-        ("kernel.shm_rmid_forced", "1", "kernel/shm_rmid_forced"),
-        ("fs.mqueue.msg_max", "100", "fs/mqueue/msg_max"),
-        ("net.ipv4.ip_local_port_range", "1024 65535", "net/ipv4/ip_local_port_range"),
-        ("net.ipv4.ip_local_reserved_ports", "80,90-99", "net/ipv4/ip_local_reserved_ports"),
-        ("net/ipv4/conf/eth0.100/rp_filter", "-1", "net/ipv4/conf/eth0.100/rp_filter"),
-        ("net.ipv4.conf.eth0/100.rp_filter", "1", "net/ipv4/conf/eth0.100/rp_filter"),
+    for (key, value) in [
+        ("kernel.shm_rmid_forced", "1"),
+        ("fs.mqueue.msg_max", "100"),
+        ("net.ipv4.ip_local_port_range", "1024 65535"),
+        ("net.ipv4.ip_local_reserved_ports", "80,90-99"),
+        ("net/ipv4/conf/eth0.100/rp_filter", "-1"),
+        ("net.ipv4.conf.eth0/100.rp_filter", "1"),
     ] {
-        let list = with_sysctl(key, value, |_| {}).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((list[0].path.to_str(), list[0].value.as_str()), (Some(path), value));
+        with_sysctl(key, value, |_| {}).unwrap_or_else(|e| panic!("{e}"));
     }
     for key in [
         "kernel.core_pattern",
@@ -305,10 +306,9 @@ proptest! {
 
     #[test]
     fn an_admitted_sysctl_stays_below_its_tree(key in "(net|kernel|fs)[a-z./]{0,20}") {
-        for sysctl in with_sysctl(&key, "1", |_| {}).unwrap_or_default() {
-            let ours = ["net", "kernel", "fs/mqueue"].iter().any(|tree| sysctl.path.starts_with(tree));
-            prop_assert!(ours && sysctl.path.is_relative(), "{:?}", sysctl.path);
-            prop_assert!(!sysctl.path.components().any(|part| part.as_os_str() == ".."), "{:?}", sysctl.path);
+        if with_sysctl(&key, "1", |_| {}).is_ok() {
+            let ours = ["net", "kernel", "fs.mqueue", "fs/mqueue"].iter().any(|tree| key.starts_with(tree));
+            prop_assert!(ours && !key.contains("..") && !key.contains("//"), "{}", key);
         }
     }
 }

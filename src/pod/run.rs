@@ -26,7 +26,6 @@ impl Pods {
     pub async fn run(&self, config: PodSandboxConfig, handler: String) -> Result<String, PodError> {
         let runtime = self.containers().resources().runtime(&handler)?;
         let options = namespace_options(&config);
-        check_sysctls(&config)?;
         if options.userns_options.as_ref().is_some_and(|user| user.mode() != NamespaceMode::Node) {
             return Err(PodError::Unsupported { what: "linux.security_context.namespace_options.userns_options" });
         }
@@ -238,13 +237,6 @@ impl Pods {
 
 fn key(config: &PodSandboxConfig) -> String {
     SandboxKey::of(&config.metadata.clone().unwrap_or_default()).to_string()
-}
-
-fn check_sysctls(config: &PodSandboxConfig) -> Result<(), PodError> {
-    let options = namespace_options(config);
-    let host_net = options.network() == NamespaceMode::Node;
-    let host_ipc = options.ipc() == NamespaceMode::Node;
-    Ok(namespaces::validate_sysctls(&sysctls(config), host_net, host_ipc)?)
 }
 
 fn sysctls(config: &PodSandboxConfig) -> BTreeMap<String, String> {

@@ -136,7 +136,7 @@ impl Coded for PodError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Sysctl(_) | Self::Cgroup(_) => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Cgroup(_) => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::NotReady { .. } => Code::FailedPrecondition,
             Self::Unsupported { .. } => Code::Unimplemented,

@@ -1,3 +1,5 @@
+//! Tests of the room `spec`.
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

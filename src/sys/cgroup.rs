@@ -13,11 +13,7 @@ mod placement;
 mod tree;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 pub use layout::{CgroupLayout, CgroupVersion};
 pub use node::Cgroups;
@@ -122,14 +118,6 @@ fn read_small(path: &Path, cap: u64) -> Result<Option<String>, CgroupError> {
         Err(e) if gone(&e) => Ok(None),
         Err(e) => Err(failed(e)),
     }
-}
-
-/// Hands a descriptor to the reactor.
-#[allow(unsafe_code)] // tokio's registration takes any AsRawFd on trust
-fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open, always answers with the same descriptor, and closes it only when it is dropped, which
-    // the AsyncFd that owns it does after it has deregistered.
-    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
 #[cfg(test)]

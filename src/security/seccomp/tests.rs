@@ -1,3 +1,5 @@
+//! Tests of the room `security/seccomp`.
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

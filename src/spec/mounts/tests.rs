@@ -1,3 +1,5 @@
+//! Tests of the room `spec/mounts`.
+
 use std::path::{Path, PathBuf};
 
 use super::target::{Refusal, allowed, checked};

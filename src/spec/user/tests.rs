@@ -1,3 +1,5 @@
+//! Tests of the room `spec/user`.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -62,6 +62,8 @@ impl CgroupLayout {
         for hierarchy in &mut hierarchies {
             hierarchy.mount = below(root, &hierarchy.mount);
         }
+        // The table also lists what another mount has covered since.
+        hierarchies.retain(|h| h.mount.is_dir());
         if hierarchies.is_empty() {
             return Err(CgroupError::NotMounted { mountinfo });
         }

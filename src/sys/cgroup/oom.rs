@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::sys::reactor;
+
 use super::{Cgroup, CgroupError, CgroupVersion, Cgroups, read_small};
 
 /// The file has a handful of short lines.
@@ -149,7 +151,7 @@ impl OomWatch {
 
 /// `None` where the file cannot be polled, as a plain file in a test: the counter still works.
 fn pollable(fd: OwnedFd, interest: Interest) -> io::Result<Option<AsyncFd<OwnedFd>>> {
-    match super::register(fd, interest) {
+    match reactor::register(fd, interest) {
         Ok(fd) => Ok(Some(fd)),
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(None),
         Err(e) => Err(e),
