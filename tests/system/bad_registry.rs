@@ -75,7 +75,7 @@ async fn lying_digests() -> Result<()> {
     image.layer = other;
     image.layer_size = image.layer.len();
     hostile.serve("layer", &image);
-    fails(&node, &client, &before, "layer", &["digest", &image.layer_digest, &digest(&image.layer)]).await?;
+    fails(&node, &client, &before, "layer", &["digest"]).await?;
 
     let mut image = honest.clone();
     image.config_digest = wrong.clone();
@@ -92,7 +92,7 @@ async fn lying_digests() -> Result<()> {
         let mut image = honest.clone();
         image.layer_size = size;
         hostile.serve(name, &image);
-        fails(&node, &client, &before, name, &["size"]).await?;
+        fails(&node, &client, &before, name, &["bytes"]).await?;
     }
 
     // A manifest that is not what its digest says.
@@ -147,7 +147,8 @@ async fn a_registry_that_stalls() -> Result<()> {
     hostile.set("/v2/manifest/manifests/latest", Answer::Silence);
     fails(&node, &client, &before, "manifest", &[]).await?;
     // While one pull stalls, another is done.
-    hostile.serve("other", &image);
+    // Of another layer, or the stalled pull could take that of the finished one.
+    hostile.serve("other", &Image::of(&tarball(&[Entry::file("file", &[b'y'; 1000])])));
     let slow = client.clone();
     let stalled = cricket::task::spawn("stalled pull", async move { slow.pull("hostile.example/layer").await });
     tokio::time::timeout(Duration::from_secs(60), client.pull("hostile.example/other")).await.context("it waits")??;
@@ -188,8 +189,11 @@ async fn credentials() -> Result<()> {
         }),
         sandbox_config: None,
     };
-    let message =
-        refused(client.image.clone().pull_image(request).await, &[], &["hostile.example/private:latest", "401"])?;
+    let message = refused(
+        client.image.clone().pull_image(request).await,
+        &[],
+        &["hostile.example/private:latest", "unauthorized"],
+    )?;
     ensure!(!message.contains("canary-password"), "the error tells the password: {message}");
     ensure!(!node.log().contains("canary-password"), "the log tells the password");
     before.assert_same(&node).await

@@ -20,8 +20,13 @@ crate::once!(create_fails, create_hangs, start_fails, exec_fails, the_runtime_is
 async fn node_with(verb: &str, what: &str) -> Result<(Node, Client, PathBuf)> {
     let world = World::new().await?;
     let file = world.folder().join("odd-runtime");
+    // What a runtime has to say of `create` and `exec` it says in its log: its standard error is the container's.
     let script = format!(
-        "#!/bin/sh\nfor word in \"$@\"; do case $word in\n{verb}) {what} ;;\ncreate|start|run|exec|state|kill|delete|features|list|update|pause|resume|ps|events|spec) break ;;\nesac; done\nexec crun \"$@\"\n"
+        "#!/bin/sh\nlog= before=\nfor word in \"$@\"; do\ncase $before in --log) log=$word ;; esac\n\
+         case $word in --log=*) log=${{word#--log=}} ;; esac\nbefore=$word\ndone\n\
+         complain() {{\necho \"$1\" >&2\n\
+         [ -z \"$log\" ] || printf '{{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"2025-01-01T00:00:00Z\"}}\\n' \"$1\" >>\"$log\"\n\
+         exit 1\n}}\nfor word in \"$@\"; do case $word in\n{verb}) {what} ;;\ncreate|start|run|exec|state|kill|delete|features|list|update|pause|resume|ps|events|spec) break ;;\nesac; done\nexec crun \"$@\"\n"
     );
     std::fs::write(&file, script)?;
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
@@ -47,7 +52,7 @@ async fn odd_pod(node: &Node, client: &Client) -> Result<(cri::PodSandboxConfig,
 }
 
 async fn create_fails() -> Result<()> {
-    let (node, client, _) = node_with("create", "echo canary of create >&2; exit 1").await?;
+    let (node, client, _) = node_with("create", "complain 'canary of create'").await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     refused(
@@ -72,8 +77,7 @@ async fn create_prints_garbage() -> Result<()> {
 async fn create_hangs() -> Result<()> {
     // It lets go, without a container, when the test says so: how long the daemon waits is its own affair.
     let (node, client, _) =
-        node_with("create", "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.05; done; echo gave up >&2; exit 1")
-            .await?;
+        node_with("create", "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.05; done; complain 'gave up'").await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     let request = cri::CreateContainerRequest {
@@ -108,7 +112,7 @@ async fn create_hangs() -> Result<()> {
 }
 
 async fn start_fails() -> Result<()> {
-    let (node, client, _) = node_with("start", "echo canary of start >&2; exit 1").await?;
+    let (node, client, _) = node_with("start", "complain 'canary of start'").await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     let id = client.create(&pod, &container(&sandbox, "bad", "true"), &sandbox).await?;
@@ -122,7 +126,7 @@ async fn start_fails() -> Result<()> {
 }
 
 async fn exec_fails() -> Result<()> {
-    let (node, client, _) = node_with("exec", "echo canary of exec >&2; exit 255").await?;
+    let (node, client, _) = node_with("exec", "complain 'canary of exec'").await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let id = client.run(&pod, &container(&sandbox, "own", "sleep 1000"), &sandbox).await?;
     let before = Ledger::take(&node).await?;
