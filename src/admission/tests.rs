@@ -308,7 +308,7 @@ proptest! {
     fn an_admitted_sysctl_stays_below_its_tree(key in "(net|kernel|fs)[a-z./]{0,20}") {
         if with_sysctl(&key, "1", |_| {}).is_ok() {
             let ours = ["net", "kernel", "fs.mqueue", "fs/mqueue"].iter().any(|tree| key.starts_with(tree));
-            prop_assert!(ours && !key.contains("..") && !key.contains("//"), "{}", key);
+            prop_assert!(ours && !key.split('/').any(|part| part == ".."), "{}", key);
         }
     }
 }

@@ -172,7 +172,7 @@ fn a_reload_says_what_waits() {
     new.server.listen = "/elsewhere".into();
     new.runtime.handlers.insert("kata".into(), Handler { path: "/k".into(), ..Handler::default() });
     let diff = reload_diff(&old, &new);
-    assert_eq!(diff.applied, ["log.level"]);
+    assert!(diff.applied.contains(&"log.level".to_owned()), "{diff:?}");
+    assert!(diff.applied.contains(&"runtime.handlers.kata.path".to_owned()), "{diff:?}");
     assert!(diff.needs_restart.contains(&"server.listen".to_owned()), "{diff:?}");
-    assert!(diff.needs_restart.contains(&"runtime.handlers.kata.path".to_owned()), "{diff:?}");
 }

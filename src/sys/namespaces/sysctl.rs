@@ -205,7 +205,7 @@ mod tests {
             ("1", true),
             ("0 2147483647", true),
             ("8080,9148-9200", true),
-            ("1+kernel.core_pattern=|/bin/x", true),
+            ("1+kernel.core_pattern=|/bin/x", false),
             ("", false),
             ("1\n", false),
             ("1\0", false),
