@@ -118,7 +118,10 @@ node_stop() {
 node_destroy() {
     [ -n "${NODE:-}" ] || return 0
     local pid dir hierarchy
-    [ -n "${DAEMON_PID:-}" ] && kill -KILL "$DAEMON_PID" 2>/dev/null
+    if [ -n "${DAEMON_PID:-}" ]; then
+        kill -KILL "$DAEMON_PID" 2>/dev/null
+        wait "$DAEMON_PID" 2>/dev/null
+    fi
     for pid in $(node_keeper); do kill -KILL "$pid" 2>/dev/null; done
     for pid in $(find /sys/fs/cgroup -path "*$PARENT*/cgroup.procs" -exec cat {} + 2>/dev/null | sort -u); do
         # 0 stands for a process outside of the lane's pid namespace.

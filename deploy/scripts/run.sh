@@ -57,11 +57,12 @@ timeout: 30
 EOF
 cat >"$FILES/pod.json" <<EOF
 {"metadata": {"name": "hello", "namespace": "default", "uid": "hello-1", "attempt": 0},
- "hostname": "hello", "log_directory": "$ROOT/logs/hello", "linux": {}}
+ "hostname": "hello", "log_directory": "$ROOT/logs/hello", "linux": {"cgroup_parent": "/cricket-demo/pods"}}
 EOF
 cat >"$FILES/container.json" <<EOF
 {"metadata": {"name": "greeter", "attempt": 0}, "image": {"image": "localhost/quickstart:latest"}, "log_path": "greeter.log",
- "command": ["sh", "-c", "echo Hello from pod \$(hostname), address \$(hostname -i); exec sleep 100000"], "linux": {}}
+ "labels": {"io.kubernetes.pod.name": "hello", "io.kubernetes.pod.namespace": "default"}, "linux": {},
+ "command": ["sh", "-c", "echo Hello from pod \$(hostname) on \$(ip -4 -o address show dev eth0 | cut -d' ' -f7); exec sleep 100000"]}
 EOF
 
 crictl() { "$CRICTL" --config "$FILES/crictl.yaml" "$@"; }
@@ -84,6 +85,7 @@ clean() {
             kill -KILL "$pid" 2>/dev/null || true
         fi
     done
+    find /sys/fs/cgroup -depth -type d -path '*/cricket-demo*' -exec rmdir {} + 2>/dev/null || true
     ip link delete cricket-demo0 2>/dev/null || true
     echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
     rm -rf --one-file-system "$STATE"
@@ -105,7 +107,9 @@ if ! crictl version; then
     exit 1
 fi
 "$CRICKET" image --socket "$SOCKET" import "$TOP/critest/images/out/quickstart"
+# What an earlier run left, should it have been killed.
 crictl rmp --all --force >/dev/null 2>&1 || true
+rm -rf "$ROOT/logs/hello"
 pod=$(show runp "$FILES/pod.json" | tee /dev/stderr | tail -n 1)
 container=$(show create --no-pull "$pod" "$FILES/container.json" "$FILES/pod.json" | tee /dev/stderr | tail -n 1)
 show start "$container"
