@@ -70,8 +70,12 @@ impl Database {
             forget(&count)?;
             return Ok(Err(format!("the daemon ended {crashes} times while reading it")));
         }
-        std::fs::write(&count, (crashes + 1).to_string())
-            .map_err(|source| ImageError::disk(&count, "cannot be written", source))?;
+        match std::fs::write(&count, (crashes + 1).to_string()) {
+            Ok(()) => {}
+            // A node whose disk is full must come up all the same, to stop and remove what fills it.
+            Err(source) if source.kind() == std::io::ErrorKind::StorageFull => {}
+            Err(source) => return Err(ImageError::disk(&count, "cannot be written", source)),
+        }
         let opened = std::panic::catch_unwind(|| Self::read(path));
         forget(&count)?;
         match opened {

@@ -294,7 +294,7 @@ impl Job<'_> {
     }
 
     fn broken(&self, place: &str, error: io::Error) -> ImageError {
-        let source = LayerError(format!("{} cannot be read: {error}", document::cut(place)));
+        let source = LayerError::of_the_layer(format!("{} cannot be read: {error}", document::cut(place)));
         ImageError::Unpack { reference: self.shown(), layer: document::cut(place), source }
     }
 

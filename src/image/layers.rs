@@ -71,8 +71,19 @@ pub struct Lease(#[allow(dead_code, reason = "held for its drop")] pub Box<dyn A
 
 /// The layer store refused; the text is the whole chain of causes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct LayerError(pub String);
+#[error("{text}")]
+pub struct LayerError {
+    pub text: String,
+    /// This node is at fault (its disk is full, say), so the same layer from elsewhere would fare no better.
+    pub local: bool,
+}
+
+impl LayerError {
+    /// The layer itself is at fault.
+    pub(super) fn of_the_layer(text: impl Into<String>) -> Self {
+        Self { text: text.into(), local: false }
+    }
+}
 
 impl Packing {
     /// Tells the compression by the first bytes, as every engine does: media types of real images are not reliable,

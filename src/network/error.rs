@@ -36,6 +36,18 @@ pub enum NetworkError {
     Cache(CacheError),
 }
 
+impl NetworkError {
+    /// Whether an attach that failed with this left nothing behind, so that no detach is due.
+    #[must_use]
+    pub fn left_nothing(&self) -> bool {
+        match self {
+            Self::NotReady(_) | Self::Argument { .. } | Self::HostPort(_) => true,
+            Self::Add { undo, .. } | Self::Result { undo, .. } => undo.is_empty(),
+            Self::AlreadyAttached(_) | Self::Del { .. } | Self::Gc { .. } | Self::Cache(_) => false,
+        }
+    }
+}
+
 fn joined(errors: &[PluginError]) -> String {
     errors.iter().map(with_cause).collect::<Vec<_>>().join("; ")
 }

@@ -150,7 +150,8 @@ impl Pods {
         if !host_network {
             record.network_attached = true;
             resources.store.put_sandbox(record)?;
-            let attachment = self.inner.network.attach(&attachment_of(record, &netns)).await?;
+            let attached = self.inner.network.attach(&attachment_of(record, &netns)).await;
+            let attachment = attached.inspect_err(|error| record.network_attached = !error.left_nothing())?;
             record.ips = attachment.ips.iter().map(ToString::to_string).collect();
             record.network = serde_json::to_value(&attachment).map_err(|source| PodError::NetworkRecord { source })?;
         }

@@ -212,11 +212,29 @@ impl OciRuntime {
     /// # Errors
     /// With the runtime's own message.
     pub async fn delete(&self, id: &str, force: bool) -> Result<(), RuntimeError> {
+        // What a runtime knows of a container is a folder of its root. Without one there is nothing to ask it, which also
+        // spares a container that never came to be from a runtime that has gone away.
+        let known = std::fs::symlink_metadata(self.setup.root.join(id));
+        if known.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(());
+        }
         let args: &[&str] = if force { &["delete", "--force", "--", id] } else { &["delete", "--", id] };
         match self.run("delete", id, args, Vec::new(), DELETE).await {
             Err(RuntimeError::Failed { message, .. }) if self.says_unknown(id, &message) => Ok(()),
+            Err(RuntimeError::Exec { source: ExecError::Spawn { .. }, .. }) if force => self.delete_without(id),
             other => other.map(drop),
         }
+    }
+
+    /// The runtime's program has gone away, which must not keep the container: what the runtime noted of it goes. Its
+    /// processes and its cgroup are the caller's to see to.
+    fn delete_without(&self, id: &str) -> Result<(), RuntimeError> {
+        tracing::warn!(id, runtime = %self.setup.program.display(), "deleted without its runtime, which cannot be started");
+        std::fs::remove_dir_all(self.setup.root.join(id)).map_err(|source| RuntimeError::Prepare {
+            call: self.call("delete", id),
+            what: "what the runtime noted cannot be removed".to_owned(),
+            source,
+        })
     }
 
     /// What the runtime knows of a container; `None` when it knows none of this id.

@@ -95,9 +95,9 @@ impl LayerStore for FakeLayers {
             Packing::Gzip => flate2::read::GzDecoder::new(content).read_to_end(&mut bytes),
             Packing::Zstd => Err(io::Error::from(io::ErrorKind::Unsupported)),
         };
-        read.map_err(|error| LayerError(error.to_string()))?;
+        read.map_err(|error| LayerError::of_the_layer(error.to_string()))?;
         if Digest::of(&bytes) != *diff_id {
-            return Err(LayerError("its diff id differs".to_owned()));
+            return Err(LayerError::of_the_layer("its diff id differs"));
         }
         self.staged.fetch_add(1, Ordering::SeqCst);
         let size = u64::try_from(bytes.len()).unwrap_or(0);
@@ -106,7 +106,7 @@ impl LayerStore for FakeLayers {
 
     fn commit(&self, staged: Vec<Staged>) -> Result<(), LayerError> {
         for layer in staged {
-            let layer = layer.0.downcast::<FakeStaged>().map_err(|_| LayerError("of another store".to_owned()))?;
+            let layer = layer.0.downcast::<FakeStaged>().map_err(|_| LayerError::of_the_layer("of another store"))?;
             locked(&self.layers).insert(layer.chain.clone(), layer.size);
         }
         Ok(())

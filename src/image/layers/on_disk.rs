@@ -58,11 +58,5 @@ fn counted(usage: storage::Usage) -> Usage {
 
 /// The whole chain of causes as one text.
 fn whole(error: StorageError) -> LayerError {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    LayerError(text)
+    LayerError { local: error.is_no_space(), text: crate::telemetry::chain(&error) }
 }

@@ -63,8 +63,10 @@ async fn attempt(
     match (fed, staged) {
         (Fed::Whole(_), Ok(staged)) => Ok(staged),
         (Fed::Whole(at) | Fed::Unread(at), Err(failure)) => {
+            let local = matches!(&failure, Failure::Unpack(error) if error.local);
             attempts.push(Attempt { host: sessions[at].host().to_owned(), failure });
-            Err(at + 1)
+            // A full disk is full whoever sends the layer; going on would also blame the registry in the end.
+            Err(if local { sessions.len() } else { at + 1 })
         }
         // The unpacker is content but the download went on: the feeder has noted why that is wrong.
         (Fed::Failed(at) | Fed::Unread(at), _) => Err(at + 1),
