@@ -42,12 +42,18 @@ step() {
     fi
 }
 
+# Target and name of each test that the unit step ignored because it needs something. Other reasons mark functions that are
+# no tests of their own: some other test starts them as a process.
+needy() {
+    awk '/^ +Running / { target = $2 == "unittests" ? $3 : $2 } /^test .* \.\.\. ignored, needs / { print target, $2 }' "$LOGS/unit.log"
+}
+
 # Ignored tests that no step ran afterwards, with the reason that their author gave.
 skipped() {
     awk '
         /^ +Running / { binary = $2 == "unittests" ? $3 : $2 }
         /^ +Doc-tests / { binary = "doc " $2 }
-        /^test .* \.\.\. ignored/ { line = $0; sub(/^test /, "", line); name = line; sub(/ \.\.\. ignored.*/, "", name)
+        /^test .* \.\.\. ignored(, needs |$)/ { line = $0; sub(/^test /, "", line); name = line; sub(/ \.\.\. ignored.*/, "", name)
             reason = line; sub(/.* \.\.\. ignored,? ?/, "", reason); ignored[binary " " name] = reason; next }
         /^test .* \.\.\. / { line = $0; sub(/^test /, "", line); sub(/ \.\.\. .*/, "", line); ran[binary " " line] = 1 }
         END { for (key in ignored) if (!(key in ran)) print key ": " (ignored[key] == "" ? "no reason given" : ignored[key]) }
@@ -61,14 +67,17 @@ step doc one env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --do
 step unit cargo cargo test --workspace --no-fail-fast
 step go one make -C critest vet
 step tools one make -C critest tools images
-step root cargo tests/in-lane.sh cargo test --workspace --offline --no-fail-fast --lib --bins -- --ignored
-# Every test target of its own with its tests that need root; the system lane is one of them.
-for target in tests/*.rs tests/*/main.rs; do
-    [ -e "$target" ] || continue
-    name=$(basename "${target%.rs}")
-    [ "$name" = main ] && name=$(basename "$(dirname "$target")")
-    grep -rqE '#\[ignore' "$target" "tests/$name" --include='*.rs' 2>/dev/null || continue
-    step "$name" cargo tests/in-lane.sh cargo test --offline --no-fail-fast --test "$name" -- --ignored
+# The tests that a plain run ignores because they need something: by the target that has them, in the lane.
+for target in $(needy | cut -d' ' -f1 | sort -u); do
+    case $target in
+    src/lib.rs) name=lib args=--lib ;;
+    src/main.rs) name=bin args=--bins ;;
+    tests/*/main.rs) name=$(basename "$(dirname "$target")") args="--test $name" ;;
+    *) name=$(basename "$target" .rs) args="--test $name" ;;
+    esac
+    # shellcheck disable=SC2046,SC2086 # lists of words
+    step "root-$name" cargo tests/in-lane.sh cargo test --offline --no-fail-fast $args -- --ignored --exact \
+        $(needy | awk -v target="$target" '$1 == target { print $2 }')
 done
 for runtime in crun runc; do
     step "crictl-$runtime" counts tests/crictl.sh $runtime

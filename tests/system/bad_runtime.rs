@@ -52,7 +52,7 @@ async fn odd_pod(node: &Node, client: &Client) -> Result<(cri::PodSandboxConfig,
 }
 
 async fn create_fails() -> Result<()> {
-    let (node, client, _) = node_with("create", "complain 'canary of create'").await?;
+    let (node, client, _) = Box::pin(node_with("create", "complain 'canary of create'")).await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     refused(
@@ -66,7 +66,7 @@ async fn create_fails() -> Result<()> {
 
 async fn create_prints_garbage() -> Result<()> {
     // Success without a container.
-    let (node, client, _) = node_with("create", "echo '{garbage'; exit 0").await?;
+    let (node, client, _) = Box::pin(node_with("create", "echo '{garbage'; exit 0")).await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     refused(client.create(&pod, &container(&sandbox, "bad", "true"), &sandbox).await, &[], &["odd"])?;
@@ -76,8 +76,11 @@ async fn create_prints_garbage() -> Result<()> {
 
 async fn create_hangs() -> Result<()> {
     // It lets go, without a container, when the test says so: how long the daemon waits is its own affair.
-    let (node, client, _) =
-        node_with("create", "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.05; done; complain 'gave up'").await?;
+    let (node, client, _) = Box::pin(node_with(
+        "create",
+        "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.05; done; complain 'gave up'",
+    ))
+    .await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     let request = cri::CreateContainerRequest {
@@ -112,7 +115,7 @@ async fn create_hangs() -> Result<()> {
 }
 
 async fn start_fails() -> Result<()> {
-    let (node, client, _) = node_with("start", "complain 'canary of start'").await?;
+    let (node, client, _) = Box::pin(node_with("start", "complain 'canary of start'")).await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let before = Ledger::take(&node).await?;
     let id = client.create(&pod, &container(&sandbox, "bad", "true"), &sandbox).await?;
@@ -126,7 +129,7 @@ async fn start_fails() -> Result<()> {
 }
 
 async fn exec_fails() -> Result<()> {
-    let (node, client, _) = node_with("exec", "complain 'canary of exec'").await?;
+    let (node, client, _) = Box::pin(node_with("exec", "complain 'canary of exec'")).await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let id = client.run(&pod, &container(&sandbox, "own", "sleep 1000"), &sandbox).await?;
     let before = Ledger::take(&node).await?;
@@ -140,7 +143,7 @@ async fn exec_fails() -> Result<()> {
 }
 
 async fn the_runtime_is_missing() -> Result<()> {
-    let (node, client, file) = node_with("nothing", "true").await?;
+    let (node, client, file) = Box::pin(node_with("nothing", "true")).await?;
     let (sandbox, pod) = odd_pod(&node, &client).await?;
     let running = client.run(&pod, &container(&sandbox, "running", "sleep 1000"), &sandbox).await?;
     let before = Ledger::take(&node).await?;
