@@ -56,7 +56,7 @@ where
         Box::pin(
             async move {
                 let result = future.await;
-                tracing::debug!(elapsed_ms = started.elapsed().as_millis(), "answered");
+                tracing::debug!(elapsed_us = started.elapsed().as_micros(), "answered");
                 result
             }
             .instrument(span),

@@ -171,6 +171,10 @@ func (n *node) memory() error {
 	return nil
 }
 
+// settle is the pause before each measurement. Moving a process into a cgroup waits for an RCU grace period (10 to 20 ms on
+// a small machine), unless one was moved a moment ago: without the pause, whoever comes second is let off.
+const settle = 60 * time.Millisecond
+
 // latency prints how long the daemon takes, beside the raw runtime on the same bundle.
 func (n *node) latency() error {
 	template, err := n.up("template")
@@ -195,19 +199,24 @@ func (n *node) latency() error {
 		measured := round >= 3
 		var p *pod
 		id := fmt.Sprintf("raw-%d", round)
-		for _, step := range []struct {
+		type step struct {
 			into *[]time.Duration
 			work func() error
-		}{
-			{&ours[0], func() (err error) { p, err = n.up(fmt.Sprintf("round-%d", round)); return err }},
-			{&theirs[0], func() error { return raw.up(id) }},
-			{&ours[1], func() error { return n.exec(p) }},
-			{&theirs[1], func() error { return raw.exec(id) }},
-			{&ours[2], func() error { return n.down(p) }},
-			{&theirs[2], func() error { return raw.down(id) }},
-		} {
-			if err := timed(step.into, measured, step.work); err != nil {
-				return fmt.Errorf("round %d: %w", round, err)
+		}
+		pairs := [][2]step{
+			{{&ours[0], func() (err error) { p, err = n.up(fmt.Sprintf("round-%d", round)); return err }},
+				{&theirs[0], func() error { return raw.up(id) }}},
+			{{&ours[1], func() error { return n.exec(p) }}, {&theirs[1], func() error { return raw.exec(id) }}},
+			{{&ours[2], func() error { return n.down(p) }}, {&theirs[2], func() error { return raw.down(id) }}},
+		}
+		for _, pair := range pairs {
+			// Turn by turn, so that neither is always the one that finds what the other has just warmed up.
+			first := round % 2
+			for _, step := range []step{pair[first], pair[1-first]} {
+				time.Sleep(settle)
+				if err := timed(step.into, measured, step.work); err != nil {
+					return fmt.Errorf("round %d: %w", round, err)
+				}
 			}
 		}
 	}
