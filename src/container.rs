@@ -38,6 +38,7 @@ use crate::keeper::{Keeper, KeeperError};
 use crate::monitor::MonitorError;
 use crate::runtime::{Handlers, HandlersError, OciRuntime, RuntimeError};
 use crate::spec::{HandlerPolicy, HostFacts, NamespacePaths, PodFiles, SpecError};
+use crate::state::ids::{self, Match};
 use crate::state::{ContainerPhase, ContainerRecord, StateError, Store};
 use crate::storage::{Storage, StorageError};
 use crate::sys::cgroup::Cgroups;
@@ -260,16 +261,10 @@ impl Containers {
     /// # Errors
     /// [`ContainerError::NotFound`], or [`ContainerError::Ambiguous`] with the number of ids that the prefix fits.
     pub fn find(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
-        let index = self.read();
-        if let Some(container) = index.get(id) {
-            return Ok(container.clone());
-        }
-        let mut matching =
-            index.range(id.to_owned()..).take_while(|(known, _)| !id.is_empty() && known.starts_with(id));
-        match (matching.next(), matching.count()) {
-            (None, _) => Err(ContainerError::NotFound { id: id.to_owned() }),
-            (Some((_, container)), 0) => Ok(container.clone()),
-            (Some(_), more) => Err(ContainerError::Ambiguous { id: id.to_owned(), count: more + 1 }),
+        match ids::find(&self.read(), id) {
+            Match::One(container) => Ok(container),
+            Match::None => Err(ContainerError::NotFound { id: id.to_owned() }),
+            Match::Many(count) => Err(ContainerError::Ambiguous { id: id.to_owned(), count }),
         }
     }
 
@@ -363,12 +358,6 @@ pub fn state_name(phase: ContainerPhase) -> &'static str {
 pub fn now_ns() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// A fresh id: 32 random bytes as hexadecimal digits.
-#[must_use]
-pub fn fresh_id() -> String {
-    crate::sys::host::random_hex::<32>()
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ContainerError> {

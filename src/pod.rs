@@ -32,6 +32,7 @@ use crate::keeper::{HeldProcess, KeeperError};
 use crate::network::{Network, NetworkError};
 use crate::runtime::HandlersError;
 use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
+use crate::state::ids::{self, Match};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
 use crate::sys::cgroup::CgroupError;
 use crate::sys::namespaces::NamespaceError;
@@ -164,16 +165,10 @@ impl Pods {
     /// # Errors
     /// [`PodError::NotFound`], or [`PodError::Ambiguous`] with the number of ids that the prefix fits.
     pub fn find(&self, id: &str) -> Result<Arc<Pod>, PodError> {
-        let index = self.read();
-        if let Some(pod) = index.get(id) {
-            return Ok(pod.clone());
-        }
-        let mut matching =
-            index.range(id.to_owned()..).take_while(|(known, _)| !id.is_empty() && known.starts_with(id));
-        match (matching.next(), matching.count()) {
-            (None, _) => Err(PodError::NotFound { id: id.to_owned() }),
-            (Some((_, pod)), 0) => Ok(pod.clone()),
-            (Some(_), more) => Err(PodError::Ambiguous { id: id.to_owned(), count: more + 1 }),
+        match ids::find(&self.read(), id) {
+            Match::One(pod) => Ok(pod),
+            Match::None => Err(PodError::NotFound { id: id.to_owned() }),
+            Match::Many(count) => Err(PodError::Ambiguous { id: id.to_owned(), count }),
         }
     }
 

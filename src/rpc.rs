@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::image::Images;
 use crate::pod::Pods;
 
-pub use statistics::Samples;
+pub use statistics::Kept;
 pub use trace::TraceLayer;
 
 /// Encoded answers may be as large as a list of everything on a full node is.
@@ -37,7 +37,7 @@ pub struct Services {
     pub pods: Pods,
     pub images: Images,
     pub config: Arc<ArcSwap<Config>>,
-    pub samples: Samples,
+    pub kept: Kept,
 }
 
 /// Both services on one router.

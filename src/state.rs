@@ -5,6 +5,7 @@
 //! after a power cut its processes are gone, and the sweep at start cleans up what the record names. A file that does
 //! not parse, or whose checksum is off, is moved to `<root>/pods/bad/` and reported, never fatal.
 
+pub mod ids;
 mod record;
 
 use std::fs;

@@ -117,6 +117,8 @@ node_stop() {
 # the folder below /tmp are all that outlive a lane.
 node_destroy() {
     [ -n "${NODE:-}" ] || return 0
+    # As a trap of a script that runs with -e, this must not end at the first thing that has gone already.
+    set +e
     local pid dir hierarchy
     if [ -n "${DAEMON_PID:-}" ]; then
         kill -KILL "$DAEMON_PID" 2>/dev/null

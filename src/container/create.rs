@@ -124,7 +124,7 @@ struct Source {
 }
 
 fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &ImageRecord) -> ContainerRecord {
-    let id = super::fresh_id();
+    let id = crate::state::ids::fresh_id();
     let log_path = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
         .then(|| Path::new(&sandbox.config.log_directory).join(&config.log_path));
     ContainerRecord {

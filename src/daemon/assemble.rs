@@ -27,6 +27,10 @@ use super::DaemonError;
 /// How often the network is asked anew although nobody heard of a change.
 const NETWORK_POLL: Duration = Duration::from_secs(30);
 
+/// How long a start waits for runtimes that an earlier daemon had started, and between two looks.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+const SETTLE_STEP: Duration = Duration::from_millis(20);
+
 /// Makes a folder that only root may enter, or closes the one there is.
 pub(super) fn make_private_dir(path: &Path) -> Result<(), DaemonError> {
     let failed = |source| DaemonError::MakeDir { path: path.to_owned(), source };
@@ -78,7 +82,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         pods,
         images,
         config: Arc::new(ArcSwap::from_pointee(config.clone())),
-        samples: crate::rpc::Samples::default(),
+        kept: crate::rpc::Kept::default(),
     }))
 }
 
@@ -120,8 +124,7 @@ async fn take_over(pods: &Pods, records: Records) -> Result<(), DaemonError> {
         tracing::error!(path = %path.display(), reason, "a record is damaged and was set aside");
     }
     let resources = pods.containers().resources().clone();
-    let mut held: HashMap<String, Held> =
-        resources.keeper.held().await?.into_iter().map(|held| (held.id.clone(), held)).collect();
+    let mut held = settled(&resources.keeper).await?;
     let (sandboxes, containers) = (records.sandboxes.len(), records.containers.len());
     pods.containers().recover(records.containers, &mut held).await;
     pods.recover(records.sandboxes, &mut held).await;
@@ -149,6 +152,20 @@ async fn take_over(pods: &Pods, records: Records) -> Result<(), DaemonError> {
         tracing::warn!(error = %crate::telemetry::chain(&error), "the network's leftovers could not be collected");
     }
     Ok(())
+}
+
+/// What the keeper holds, once the runtimes that an earlier daemon asked for have ended: a creation that is still under way
+/// cannot be undone. One that hangs is not waited for beyond [`SETTLE_LIMIT`].
+async fn settled(keeper: &Keeper) -> Result<HashMap<String, Held>, DaemonError> {
+    let deadline = tokio::time::Instant::now() + SETTLE_LIMIT;
+    loop {
+        let held: HashMap<String, Held> =
+            keeper.held().await?.into_iter().map(|held| (held.id.clone(), held)).collect();
+        if tokio::time::Instant::now() >= deadline || !held.values().any(|held| held.in_flight) {
+            return Ok(held);
+        }
+        tokio::time::sleep(SETTLE_STEP).await;
+    }
 }
 
 fn poll_network(pods: &Pods) {

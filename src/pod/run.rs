@@ -94,7 +94,7 @@ impl Pods {
         let cgroups = &self.containers().resources().cgroups;
         let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         let parent = cgroups.parent(if asked.is_empty() { self.default_parent() } else { &asked })?;
-        let id = crate::container::fresh_id();
+        let id = crate::state::ids::fresh_id();
         let hostname = match (config.hostname.is_empty(), options.network() == NamespaceMode::Node) {
             (false, _) => config.hostname.clone(),
             (true, true) => crate::sys::host::node_name(),

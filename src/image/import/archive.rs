@@ -50,7 +50,7 @@ pub(in crate::image) fn sweep(root: &Path) -> Result<(), ImageError> {
 }
 
 impl Source {
-    /// Opens a layout folder or a tar. A gzip one is unpacked to a nameless file below `root` first.
+    /// Opens a layout folder or a tar. A compressed one is unpacked to a nameless file below `root` first.
     pub(super) fn open(path: &Path, root: &Path) -> Result<Self, ImageError> {
         let failed = |source| ImageError::disk(path, "cannot be read", source);
         let bad = |reason: &str| ImageError::Archive { path: path.to_owned(), reason: reason.to_owned() };
@@ -66,8 +66,10 @@ impl Source {
         let mut magic = [0; 4];
         let n = file.read_at(&mut magic, 0).map_err(failed)?;
         let file = match &magic[..n] {
-            [0x1f, 0x8b, ..] => gunzip(file, root).map_err(failed)?,
-            [0x28, 0xb5, 0x2f, 0xfd] => return Err(bad("a zstd archive; unpack it with zstd -d first")),
+            [0x1f, 0x8b, ..] => {
+                unpacked(flate2::read::MultiGzDecoder::new(io::BufReader::new(file)), root).map_err(failed)?
+            }
+            [0x28, 0xb5, 0x2f, 0xfd] => zstd::Decoder::new(file).and_then(|d| unpacked(d, root)).map_err(failed)?,
             _ => file,
         };
         let entries = index(&file).map_err(|error| bad(&error.to_string()))?;
@@ -118,12 +120,12 @@ impl Read for Entry {
     }
 }
 
-fn gunzip(file: File, root: &Path) -> io::Result<File> {
+fn unpacked(content: impl Read, root: &Path) -> io::Result<File> {
     let path = root.join(format!("{TEMPORARY}{}", std::process::id()));
     // One after the other: the name is free again as soon as the file is open.
     let mut out = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
     fs::remove_file(&path)?;
-    let mut content = flate2::read::MultiGzDecoder::new(io::BufReader::new(file)).take(MAX_UNPACKED + 1);
+    let mut content = content.take(MAX_UNPACKED + 1);
     if io::copy(&mut content, &mut out)? > MAX_UNPACKED {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more than 256 GiB"));
     }

@@ -56,15 +56,16 @@ fn write_folder(room: &Room, files: &Files) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_layout_comes_in_as_folder_tar_and_gzip() -> anyhow::Result<()> {
+async fn a_layout_comes_in_as_folder_tar_gzip_and_zstd() -> anyhow::Result<()> {
     let (a, b) = (TestImage::new("a"), TestImage::new("b"));
     let files = layout(&[(&a, Some("images.example/a:v1")), (&b, Some("latest"))]);
-    for form in ["folder", "tar", "gzip"] {
+    for form in ["folder", "tar", "gzip", "zstd"] {
         let room = Room::new("").await?;
         let path = match form {
             "folder" => write_folder(&room, &files),
             "tar" => write(&room, "a.tar", &tar(&files)),
-            _ => write(&room, "a.tar.gz", &gzip(&tar(&files))),
+            "gzip" => write(&room, "a.tar.gz", &gzip(&tar(&files))),
+            _ => write(&room, "a.tar.zst", &zstd::encode_all(&*tar(&files), 3)?),
         };
         let records = room.images.import(&path, None).await?;
         assert_eq!(records.iter().map(|record| record.id.clone()).collect::<Vec<_>>(), [a.id(), b.id()]);
@@ -148,7 +149,7 @@ async fn broken_archives_are_refused_and_leave_nothing() -> anyhow::Result<()> {
         ("neither index.json", b"".to_vec()),
         ("not a tar archive", b"x".repeat(2000)),
         ("cut off", whole[..whole.len() / 2].to_vec()),
-        ("zstd", [&[0x28, 0xb5, 0x2f, 0xfd][..], b"rest"].concat()),
+        ("cannot be read", [&[0x28, 0xb5, 0x2f, 0xfd][..], b"rest"].concat()),
         ("cannot be read", [&[0x1f, 0x8b][..], b"rest"].concat()),
         ("larger than 4194304", swap("index.json", vec![b' '; MAX_MANIFEST + 1])),
         ("index.json is not valid", swap("index.json", b"{".to_vec())),
