@@ -285,8 +285,11 @@ async fn a_runtime_that_hangs_is_killed_and_its_leftovers_deleted() {
     let program = node.dir.path().join("hang");
     let seen = node.dir.path().join("seen");
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *create*) echo $$ > {0}.pid; sleep 1000;; *delete*) echo \"$@\" >> {0};; esac\n",
-        seen.display()
+        "#!/bin/sh\ncase \"$*\" in *create*) mkdir {1}; echo $$ > {0}.pid; sleep 1000;; \
+         *delete*) rmdir {1}; echo \"$@\" >> {0};; esac\n",
+        seen.display(),
+        // What a runtime knows of a container is a folder of its root.
+        node.dir.path().join("runtime/hang/c1").display()
     );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
