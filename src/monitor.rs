@@ -21,7 +21,6 @@ mod output;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::keeper::{Exit, Keeper};
 use crate::sys::cgroup::{Cgroups, OomWatch};
-use log::{LogError, LogFile, Stream};
+use log::{LogError, LogFile, LogPlace, Stream};
 use output::Output;
 
 /// How long the pipes of a dead container may stay open (held by a process that left it) before the report goes out.
@@ -50,7 +49,7 @@ pub struct Watched {
     pub id: String,
     pub pidfd: Arc<OwnedFd>,
     pub stdio: Stdio,
-    pub log_path: Option<PathBuf>,
+    pub log: Option<LogPlace>,
     /// Longest text of one log record, in bytes.
     pub max_line: usize,
     /// `None` where the cgroup cannot be watched; the verdict is then never "OOM".
@@ -99,7 +98,7 @@ impl Monitor {
         watched: Watched,
         report: impl FnOnce(ExitReport) + Send + 'static,
     ) -> Result<Self, MonitorError> {
-        let log = watched.log_path.as_deref().map(|path| LogFile::open(path, watched.max_line)).transpose()?;
+        let log = watched.log.clone().map(|place| LogFile::open(place, watched.max_line)).transpose()?;
         let open = |fd: Option<Arc<OwnedFd>>, stream, name| {
             fd.map(|fd| Output::new(&fd, stream).map_err(|source| MonitorError::Output { stream: name, source }))
                 .transpose()

@@ -17,6 +17,7 @@ use rustix::pipe::PipeFlags;
 use crate::admission::ContainerKey;
 use crate::image::ImageRecord;
 use crate::keeper::HeldProcess;
+use crate::monitor::log::LogPlace;
 use crate::monitor::{ExitReport, Monitor, Stdio, Watched};
 use crate::runtime::{CreateRequest, Stdio as RuntimeStdio};
 use crate::spec::mounts::propagation_of;
@@ -125,8 +126,8 @@ struct Source {
 
 fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &ImageRecord) -> ContainerRecord {
     let id = crate::state::ids::fresh_id();
-    let log_path = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
-        .then(|| Path::new(&sandbox.config.log_directory).join(&config.log_path));
+    let has_log = !config.log_path.is_empty() && !sandbox.config.log_directory.is_empty();
+    let log_dir = has_log.then(|| PathBuf::from(&sandbox.config.log_directory));
     ContainerRecord {
         sandbox_id: sandbox.id.clone(),
         phase: ContainerPhase::Creating,
@@ -136,7 +137,7 @@ fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &Image
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         chain: image.chain.clone(),
         created_at: super::now_ns(),
-        log_path,
+        log_dir,
         config,
         id,
         ..ContainerRecord::default()
@@ -384,7 +385,7 @@ pub(super) fn watch(
         id: record.id.clone(),
         pidfd: process.pidfd.clone(),
         stdio,
-        log_path: record.log_path.clone(),
+        log: record.log_dir.clone().map(|dir| LogPlace { dir, relative: PathBuf::from(&record.config.log_path) }),
         max_line: resources.max_log_line,
         oom,
         leftovers: record.shares_pids.then(|| (resources.cgroups.clone(), record.cgroups_path.clone())),

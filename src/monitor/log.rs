@@ -3,11 +3,13 @@
 //! A record is full (`F`) when it ends its line and partial (`P`) otherwise; readers join partial records of one stream up
 //! to the next full one. [`records`] is a pure function of the bytes: it keeps no state between reads.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::sys::root::Root;
 
 /// Which of the container's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +36,21 @@ pub enum LogError {
     Open { path: PathBuf, source: io::Error },
 }
 
+/// Where a log is. The folder is the kubelet's word; what is below it may have been changed by a pod that has the node's
+/// logs as a volume, and is never followed through a symbolic link (or such a pod could have the daemon append to any file
+/// of the node).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogPlace {
+    /// Absolute; made (0755) when it is missing.
+    pub dir: PathBuf,
+    /// Below `dir`; folders in it are made (0755) when they are missing.
+    pub relative: PathBuf,
+}
+
 /// An open log file.
 #[derive(Debug)]
 pub struct LogFile {
-    path: PathBuf,
+    place: LogPlace,
     file: File,
     max_line: usize,
     buffer: Vec<u8>,
@@ -46,23 +59,13 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the log for appending; makes the file (0640) and the folder (0755) when they are missing.
-    ///
-    /// The last component is never followed when it is a symbolic link: a pod that can write to its log folder could
-    /// otherwise have the daemon append to any file of the host.
+    /// Opens the log for appending; makes the file (0640) and the folders when they are missing.
     ///
     /// # Errors
-    /// When the folder or the file cannot be made or opened.
-    pub fn open(path: &Path, max_line: usize) -> Result<Self, LogError> {
-        if let Some(dir) = path.parent() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(dir)
-                .map_err(|source| LogError::MakeDir { path: dir.to_owned(), source })?;
-        }
-        let file = open_file(path)?;
-        Ok(Self { path: path.to_owned(), file, max_line: max_line.max(1), buffer: Vec::new(), failing: false })
+    /// When a folder or the file cannot be made or opened, symbolic links in their place included.
+    pub fn open(place: LogPlace, max_line: usize) -> Result<Self, LogError> {
+        let file = open_file(&place)?;
+        Ok(Self { place, file, max_line: max_line.max(1), buffer: Vec::new(), failing: false })
     }
 
     /// Goes on in a new file at the same path. Everything that was read before is in the old one.
@@ -70,7 +73,7 @@ impl LogFile {
     /// # Errors
     /// [`LogError::Open`]; the old file then stays in use.
     pub fn reopen(&mut self) -> Result<(), LogError> {
-        self.file = open_file(&self.path)?;
+        self.file = open_file(&self.place)?;
         Ok(())
     }
 
@@ -84,7 +87,7 @@ impl LogFile {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {
                 self.failing = true;
-                tracing::error!(path = %self.path.display(), %error, "the container's output cannot be logged and is lost");
+                tracing::error!(path = %self.place.full().display(), %error, "the container's output cannot be logged and is lost");
             }
             Err(_) => {}
         }
@@ -93,18 +96,22 @@ impl LogFile {
     }
 }
 
-fn open_file(path: &Path) -> Result<File, LogError> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-        .and_then(|file| {
-            let kind = file.metadata()?.file_type();
-            if kind.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
-        })
-        .map_err(|source| LogError::Open { path: path.to_owned(), source })
+impl LogPlace {
+    fn full(&self) -> PathBuf {
+        self.dir.join(&self.relative)
+    }
+}
+
+fn open_file(place: &LogPlace) -> Result<File, LogError> {
+    let make_dir = |source| LogError::MakeDir { path: place.full(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(&place.dir).map_err(make_dir)?;
+    let mut dir = Root::open(&place.dir).map_err(make_dir)?;
+    for folder in place.relative.parent().into_iter().flat_map(Path::components) {
+        dir = dir.ensure_dir(folder, 0o755).map_err(make_dir)?;
+    }
+    let open = |source| LogError::Open { path: place.full(), source };
+    let name = place.relative.file_name().ok_or_else(|| open(io::ErrorKind::InvalidFilename.into()))?;
+    dir.append_file(name, 0o640).map_err(open)
 }
 
 /// Appends the records of `bytes` to `out`: each line one full record, what follows the last newline a partial one, and
@@ -205,13 +212,19 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_in_place_of_the_log_is_refused() {
+    fn a_symbolic_link_in_place_of_the_log_or_its_folder_is_refused() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let victim = dir.path().join("victim");
-        std::fs::write(&victim, b"precious").expect("writes");
-        let path = dir.path().join("0.log");
-        std::os::unix::fs::symlink(&victim, &path).expect("links");
-        assert!(LogFile::open(&path, 100).is_err());
-        assert_eq!(std::fs::read(&victim).expect("reads"), b"precious");
+        std::fs::create_dir(&victim).expect("makes");
+        std::fs::write(victim.join("0.log"), b"precious").expect("writes");
+        let logs = dir.path().join("logs");
+        let open = |relative: &str| LogFile::open(LogPlace { dir: logs.clone(), relative: relative.into() }, 100);
+        open("app/0.log").expect("the folders are made").write(Stream::Stdout, b"x\n");
+        std::os::unix::fs::symlink(&victim, logs.join("moved")).expect("links");
+        std::os::unix::fs::symlink(victim.join("0.log"), logs.join("app/1.log")).expect("links");
+        for relative in ["moved/0.log", "app/1.log", "../victim/0.log", "app/../../victim/0.log", ""] {
+            assert!(open(relative).is_err(), "{relative:?} was opened");
+        }
+        assert_eq!(std::fs::read(victim.join("0.log")).expect("reads"), b"precious");
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         mounts: record.config.mounts.clone(),
-        log_path: record.log_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        log_path: record.log_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         resources: resources.map(|linux| ContainerResources { linux: Some(linux), windows: None }),
         image_id: record.image_id.clone(),
         user: Some(ContainerUser { linux: Some(record.user.clone()) }),

@@ -102,8 +102,8 @@ pub struct ContainerRecord {
     pub created_at: i64,
     pub started_at: i64,
     pub ending: Option<Ending>,
-    /// Absolute; `None` when the request named none.
-    pub log_path: Option<PathBuf>,
+    /// The pod's folder of logs; `None` when the container has no log.
+    pub log_dir: Option<PathBuf>,
     /// Uid, gid and groups of the first process.
     pub user: LinuxContainerUser,
     /// Number of the signal that stops it.
@@ -112,4 +112,12 @@ pub struct ContainerRecord {
     pub cgroups_path: String,
     /// It has no pid namespace of its own, so its processes must be killed through the cgroup.
     pub shares_pids: bool,
+}
+
+impl ContainerRecord {
+    /// Where the log is, for those who ask: the pod's folder and the request's relative path.
+    #[must_use]
+    pub fn log_path(&self) -> Option<PathBuf> {
+        self.log_dir.as_ref().map(|dir| dir.join(&self.config.log_path))
+    }
 }
