@@ -110,8 +110,15 @@ fi
 # What an earlier run left, should it have been killed.
 crictl rmp --all --force >/dev/null 2>&1 || true
 rm -rf "$ROOT/logs/hello"
-pod=$(show runp "$FILES/pod.json" | tee /dev/stderr | tail -n 1)
-container=$(show create --no-pull "$pod" "$FILES/container.json" "$FILES/pod.json" | tee /dev/stderr | tail -n 1)
+# shown COMMAND...: as show, on standard error; prints the last line of the answer, which is an id.
+shown() {
+    local answer
+    answer=$(show "$@") || return
+    echo "$answer" >&2
+    echo "${answer##*$'\n'}"
+}
+pod=$(shown runp "$FILES/pod.json")
+container=$(shown create --no-pull "$pod" "$FILES/container.json" "$FILES/pod.json")
 show start "$container"
 for _ in $(seq 100); do
     [ -n "$(crictl logs "$container" 2>/dev/null)" ] && break
