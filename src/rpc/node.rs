@@ -137,8 +137,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
     HashMap::from([("config".to_owned(), config.to_string())])
 }
 
-pub(super) fn sandbox_info(services: &Services, record: &SandboxRecord) -> HashMap<String, String> {
-    let _ = services;
+pub(super) fn sandbox_info(record: &SandboxRecord) -> HashMap<String, String> {
     info(&json!({
         "runtimeHandler": record.resolved_handler,
         "cgroupParent": record.cgroup_parent,

@@ -84,7 +84,7 @@ impl RuntimeService for Services {
     ) -> Answer<cri::PodSandboxStatusResponse> {
         let request = request.into_inner();
         let record = self.pods.find(&request.pod_sandbox_id).map_err(pod_error)?.record();
-        let info = if request.verbose { node::sandbox_info(self, &record) } else { Default::default() };
+        let info = if request.verbose { node::sandbox_info(&record) } else { Default::default() };
         Ok(Response::new(cri::PodSandboxStatusResponse {
             status: Some(convert::sandbox_status(&record)),
             info,
