@@ -17,6 +17,9 @@ use std::time::Duration;
 use crate::keeper::KeeperError;
 use crate::sys::exec::ExecError;
 
+/// Where binaries are looked for, whatever the daemon's environment says.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A call of a runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {

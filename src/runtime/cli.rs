@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::features::RuntimeFeatures;
-use super::{Call, RuntimeError, handlers, report};
+use super::{Call, PATH, RuntimeError, report};
 use crate::keeper::{ExitStatus, HeldProcess, Keeper, KeeperError, ProcessFile, SpawnRequest, Spawned};
 use crate::sys::exec::{self, Exec, ExecError, Output};
 
@@ -108,7 +108,7 @@ fn may_have_run(error: &RuntimeError) -> bool {
 }
 
 fn environment() -> Vec<(OsString, OsString)> {
-    vec![("PATH".into(), handlers::PATH.into())]
+    vec![("PATH".into(), PATH.into())]
 }
 
 impl OciRuntime {
@@ -384,7 +384,7 @@ impl OciRuntime {
         };
         let request = SpawnRequest {
             argv,
-            env: vec![("PATH".into(), handlers::PATH.into())],
+            env: vec![("PATH".into(), PATH.into())],
             stdio: stdio.fds,
             process: Some(ProcessFile { id: kept.id, pid_file: kept.pid_file, hold: kept.hold }),
             timeout: kept.timeout,

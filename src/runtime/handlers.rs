@@ -5,11 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::PATH;
 use super::cli::{OciRuntime, RuntimeSetup};
 use crate::config::{HandlerKind, Runtime};
 
-/// Where binaries are looked for, whatever the daemon's environment says.
-pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The runtimes that need no configuration, best first.
 const KNOWN: [&str; 3] = ["crun", "runc", "youki"];
 

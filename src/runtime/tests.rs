@@ -91,7 +91,7 @@ async fn a_runtime_gets_nothing_of_the_daemon_s_environment() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = fake(dir.path(), "{ env; ls /proc/self/fd; } >&2; exit 1").await;
     let text = runtime.start("c1").await.unwrap_err().to_string();
-    let expected = format!("fake start c1: PATH={} PWD=/ 0 1 2 3", handlers::PATH);
+    let expected = format!("fake start c1: PATH={} PWD=/ 0 1 2 3", PATH);
     assert_eq!(text, expected);
 }
 
