@@ -353,13 +353,6 @@ pub fn state_name(phase: ContainerPhase) -> &'static str {
     }
 }
 
-/// Nanoseconds since the epoch.
-#[must_use]
-pub fn now_ns() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ContainerError> {
     files::write(path, bytes).map_err(|source| ContainerError::Bundle { path: path.to_owned(), source })
 }

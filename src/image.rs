@@ -35,7 +35,7 @@ mod table;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cri_proto::runtime::v1::AuthConfig;
@@ -58,6 +58,7 @@ use self::registry::{Clients, Patience};
 use self::table::Table;
 use crate::config::Image as ImageSettings;
 use crate::storage::Digest;
+use crate::sys::host;
 use crate::task;
 
 /// Where images live and how they are pulled.
@@ -136,7 +137,7 @@ impl Images {
         for note in &notes {
             tracing::warn!("{note}");
         }
-        let usage = FsUsage { mountpoint: root.clone(), bytes: 0, inodes: 0, timestamp_ns: now_ns() };
+        let usage = FsUsage { mountpoint: root.clone(), bytes: 0, inodes: 0, timestamp_ns: host::now_ns() };
         let downloads = usize::try_from(config.max_concurrent_downloads.max(1)).unwrap_or(1);
         let inner = Inner {
             root,
@@ -283,7 +284,7 @@ impl Inner {
             mountpoint: self.root.clone(),
             bytes: layers.bytes + documents.bytes,
             inodes: layers.inodes + documents.inodes,
-            timestamp_ns: now_ns(),
+            timestamp_ns: host::now_ns(),
         }));
     }
 }
@@ -291,11 +292,6 @@ impl Inner {
 /// Bytes on disk of some layers.
 fn on_disk(store: &dyn LayerStore, chain: &[Digest]) -> u64 {
     chain.iter().filter_map(|layer| store.layer_size(layer)).map(|Usage { bytes, .. }| bytes).sum()
-}
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
 
 #[cfg(test)]

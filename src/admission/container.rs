@@ -1,9 +1,11 @@
 //! CreateContainer.
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use cri_proto::runtime::v1 as cri;
+
+use crate::spec::mounts;
 
 use super::field::{known, metadata, name, printable, relative_path};
 use super::{AdmissionError, MAX_MOUNTS, MAX_PATH};
@@ -57,7 +59,7 @@ fn mounts(mounts: &[cri::Mount]) -> Result<(), AdmissionError> {
             (true, true) => {}
         }
         known::<cri::MountPropagation>(&field("propagation"), mount.propagation)?;
-        if let Some(earlier) = places.insert(clean(&mount.container_path), index) {
+        if let Some(earlier) = places.insert(mounts::clean(&mount.container_path), index) {
             let reason = format!("mounts[{earlier}] has the same path");
             return Err(AdmissionError::new(field("container_path"), &mount.container_path, reason));
         }
@@ -73,21 +75,6 @@ fn host_or_container_path(field: &str, text: &str) -> Result<(), AdmissionError>
         return Err(AdmissionError::new(field, text, "not an absolute path of at most 4096 bytes without NUL"));
     }
     Ok(())
-}
-
-/// The path without empty parts, `.` and `..`: two spellings of one place are one place.
-fn clean(path: &str) -> PathBuf {
-    let mut out = PathBuf::from("/");
-    for part in Path::new(path).components() {
-        match part {
-            Component::Normal(name) => out.push(name),
-            Component::ParentDir => {
-                out.pop();
-            }
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
-    out
 }
 
 fn namespace_options(options: &cri::NamespaceOption) -> Result<(), AdmissionError> {

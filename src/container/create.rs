@@ -136,7 +136,7 @@ fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &Image
         image_id: image.id.to_string(),
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         chain: image.chain.clone(),
-        created_at: super::now_ns(),
+        created_at: crate::sys::host::now_ns(),
         log_dir,
         config,
         id,
@@ -244,7 +244,9 @@ fn build_spec<'a>(
     rootfs: &Path,
 ) -> Result<BuiltSpec, ContainerError> {
     let config = &record.config;
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // The table grows with every pod of the node: it is read only where there is a mount to look up.
+    let table = (!config.mounts.is_empty()).then(|| fs::read_to_string("/proc/self/mountinfo").ok()).flatten();
+    let mountinfo = table.unwrap_or_default();
     let resolved = |(mount, source): (&'a Mount, &Source)| ResolvedMount {
         cri: mount,
         source: source.path.clone(),

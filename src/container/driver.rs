@@ -16,7 +16,7 @@ use crate::sys::pidfd;
 
 use super::{Container, ContainerError, Containers, files, state_name};
 
-/// How long a process may take to die of SIGKILL before a stop is answered with an error, in seconds.
+/// How long a process may take to die of SIGKILL before a stop is answered with an error.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The exit code of a process that SIGKILL ended.
@@ -152,7 +152,7 @@ impl Driver {
         match runtime.start(&id).await {
             Ok(()) => {
                 self.owned.record.phase = ContainerPhase::Running;
-                self.owned.record.started_at = super::now_ns();
+                self.owned.record.started_at = crate::sys::host::now_ns();
                 // The process runs whatever the disk says; what follows corrects a record that could not be written.
                 if let Err(error) = self.containers.resources().store.put_container(&self.owned.record) {
                     tracing::warn!(%id, error = %crate::telemetry::chain(&error), "the record of a started container cannot be written");
@@ -355,10 +355,11 @@ fn answer(reply: Reply, result: Result<(), ContainerError>) {
 /// The CRI's view of an exit: 128 + n for a signal, 255 where nobody knows.
 pub(super) fn ending(report: &ExitReport) -> Ending {
     let Exit { status, finished_at_ns } = report.exit;
-    let (exit_code, message) = match status {
-        ExitStatus::Code(code) => (code, String::new()),
-        ExitStatus::Signal(signal) => (128 + signal, format!("killed by signal {signal}")),
-        ExitStatus::Unknown => (255, "the exit code is unknown: nobody was there to reap the process".to_owned()),
+    let exit_code = status.code();
+    let message = match status {
+        ExitStatus::Code(_) => String::new(),
+        ExitStatus::Signal(signal) => format!("killed by signal {signal}"),
+        ExitStatus::Unknown => "the exit code is unknown: nobody was there to reap the process".to_owned(),
     };
     let reason = match status {
         ExitStatus::Unknown => "Unknown",

@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
-use crate::keeper::{ExitStatus, HeldProcess};
+use crate::keeper::HeldProcess;
 use crate::runtime::{ExecRequest, Stdio as RuntimeStdio};
 use crate::spec::SpecError;
 use crate::state::{ContainerPhase, ContainerRecord};
@@ -184,11 +184,7 @@ async fn finish(
         // What the command left in the background may hold the pipes for ever; what it wrote is read all the same.
         let _ = tokio::time::timeout(DRAIN_LIMIT, reading).await;
     }
-    match exit.status {
-        ExitStatus::Code(code) => code,
-        ExitStatus::Signal(signal) => 128 + signal,
-        ExitStatus::Unknown => 255,
-    }
+    exit.status.code()
 }
 
 /// Kills the command and everything that it started: its descendants, its session, and whoever holds its pipes.

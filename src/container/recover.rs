@@ -62,7 +62,7 @@ impl Containers {
         if record.phase == ContainerPhase::Created && has_started(runtime.as_deref(), &record.id).await {
             // The daemon died between the runtime's start and the record of it.
             record.phase = ContainerPhase::Running;
-            record.started_at = super::now_ns();
+            record.started_at = crate::sys::host::now_ns();
             self.resources().store.put_container(&record)?;
         }
         self.stand(record, runtime, Some((process, stdio))).await
@@ -104,7 +104,7 @@ impl Containers {
             // Whatever still runs of it has no supervisor; it must not run on unseen.
             runtime.delete(&record.id, true).await?;
         }
-        let exit = Exit { status: ExitStatus::Unknown, finished_at_ns: super::now_ns() };
+        let exit = Exit { status: ExitStatus::Unknown, finished_at_ns: crate::sys::host::now_ns() };
         let ending = super::driver::ending(&ExitReport { exit, oom_killed: false });
         record.ending = Some(Ending { message: format!("the exit code is unknown: {why}"), ..ending });
         record.phase = ContainerPhase::Exited;
@@ -114,11 +114,10 @@ impl Containers {
 }
 
 fn take(mut held: Held, terminal: bool) -> Option<(HeldProcess, Stdio)> {
-    let pid = held.pid?;
-    let pidfd = held.fds.remove("pidfd")?;
+    let process = held.process()?;
     let stdout = held.fds.remove("stdout");
     let stderr = held.fds.remove("stderr");
-    Some((HeldProcess { pid, pidfd }, Stdio { stdout, stderr, terminal }))
+    Some((process, Stdio { stdout, stderr, terminal }))
 }
 
 async fn has_started(runtime: Option<&OciRuntime>, id: &str) -> bool {

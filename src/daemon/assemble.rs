@@ -1,6 +1,7 @@
 //! Builds the rooms from the configuration, and takes over what an earlier daemon left.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,7 +119,7 @@ fn keeper_cgroups(cgroups: &Cgroups, default_parent: &str) -> Result<Vec<PathBuf
     Ok(cgroups.container(&path)?.dirs())
 }
 
-/// What an earlier daemon left: sandboxes first, since containers live in them, then whatever nobody has a record of.
+/// What an earlier daemon left: containers, sandboxes, then whatever nobody has a record of.
 async fn take_over(pods: &Pods, records: Records) -> Result<(), DaemonError> {
     for (path, reason) in &records.bad {
         tracing::error!(path = %path.display(), reason, "a record is damaged and was set aside");
@@ -131,9 +132,9 @@ async fn take_over(pods: &Pods, records: Records) -> Result<(), DaemonError> {
     for (id, held) in held {
         // Nobody can ask for it any more: an exec of an earlier daemon, or the rest of a creation that was cut off.
         if held.exit.is_none()
-            && let Some(process) = held.fds.get("pidfd")
+            && let Some(process) = held.process()
         {
-            let _ = pidfd::signal(std::os::fd::AsFd::as_fd(process), rustix::process::Signal::KILL);
+            let _ = pidfd::signal(process.pidfd.as_fd(), rustix::process::Signal::KILL);
         }
         resources.keeper.forget(&id).await?;
     }

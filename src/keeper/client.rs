@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,7 +16,7 @@ use self::mirror::Mirror;
 use super::KeeperError;
 use super::protocol::{Body, ErrorCode, Exit, ExitStatus, HoldOp, InitOp, Op, SpawnOp};
 use crate::sys::seqpacket::MAX_FDS;
-use crate::sys::{pidfd, reactor};
+use crate::sys::{host, pidfd, reactor};
 
 mod link;
 mod mirror;
@@ -88,6 +88,14 @@ pub struct Held {
     pub in_flight: bool,
     /// The process's own is under [`PIDFD`](super::protocol::PIDFD).
     pub fds: HashMap<String, Arc<OwnedFd>>,
+}
+
+impl Held {
+    /// The registered process, if there is one.
+    #[must_use]
+    pub fn process(&self) -> Option<HeldProcess> {
+        Some(HeldProcess { pid: self.pid?, pidfd: Arc::clone(self.fds.get(super::protocol::PIDFD)?) })
+    }
 }
 
 /// A handle on the node's keeper; clones share the connection. When the last one is dropped the connection closes and
@@ -237,7 +245,7 @@ impl Keeper {
         }
         ended(process).await;
         let status = status_of_reaped(process).await;
-        Exit { status, finished_at_ns: now_ns() }
+        Exit { status, finished_at_ns: host::now_ns() }
     }
 
     /// Ends the keeper if it holds nothing; else nothing happens.
@@ -286,11 +294,6 @@ fn unexpected(operation: &'static str, body: Body) -> KeeperError {
 fn path_text(operation: &'static str, path: PathBuf) -> Result<String, KeeperError> {
     let text = path.into_os_string().into_string();
     text.map_err(|path| KeeperError::Refused { operation, message: format!("{} is not UTF-8", path.display()) })
-}
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Waits until a process has ended, reaped or not.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,7 +16,7 @@ use self::table::{Held, Table};
 use super::KeeperError;
 use super::protocol::{Body, ErrorCode, Exit, ExitStatus};
 use crate::sys::clone::SingleThread;
-use crate::sys::{pidfd, process, seqpacket};
+use crate::sys::{host, pidfd, process, seqpacket};
 
 mod connection;
 mod init;
@@ -82,11 +82,6 @@ pub fn run(options: ServerOptions) -> Result<(), KeeperError> {
     server.serve()
 }
 
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
 impl Server {
     fn new(options: &ServerOptions) -> Result<Self, KeeperError> {
         setup::detach()?;
@@ -103,7 +98,7 @@ impl Server {
             settings,
             signals,
             place,
-            instance: format!("{}-{}", rustix::process::getpid().as_raw_pid(), now_ns()),
+            instance: format!("{}-{}", rustix::process::getpid().as_raw_pid(), host::now_ns()),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             connection: None,
             table: Table::default(),
@@ -187,7 +182,7 @@ impl Server {
             // Only now: after the reaping the number means nothing.
             let pidfd = may_be_named.then(|| pidfd::open(pid).ok()).flatten();
             let Ok(ended) = process::reap(pid) else { return };
-            let exit = Exit { status: ExitStatus::from_wait(ended.status), finished_at_ns: now_ns() };
+            let exit = Exit { status: ExitStatus::from_wait(ended.status), finished_at_ns: host::now_ns() };
             if let Some(flight) = self.flights.iter_mut().find(|flight| flight.pid == pid && flight.status.is_none()) {
                 flight.status = Some(ended.status);
             } else if let Some(id) = self.table.ended(pid, exit) {

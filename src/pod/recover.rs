@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cri_proto::runtime::v1::NamespaceMode;
 
-use crate::keeper::{Held, HeldProcess};
+use crate::keeper::Held;
 use crate::state::{Found, SandboxPhase, SandboxRecord};
 
 use super::{Paths, PodError, Pods, init_id, namespace_options};
@@ -16,7 +16,7 @@ impl Pods {
         for Found { record, other_boot } in found {
             let id = record.id.clone();
             let init = held.remove(&init_id(&id));
-            if let Some(process) = init.as_ref().and_then(process_of) {
+            if let Some(process) = init.as_ref().and_then(Held::process) {
                 self.note_init(&id, process);
             }
             if let Err(error) = self.recover_one(record, other_boot, init).await {
@@ -59,8 +59,4 @@ impl Pods {
         let init_lives = !record.has_init || init.is_some_and(|init| init.exit.is_none());
         init_lives && (!own_net || crate::sys::netns::is_namespace(&dir.join("net")))
     }
-}
-
-fn process_of(held: &Held) -> Option<HeldProcess> {
-    Some(HeldProcess { pid: held.pid?, pidfd: held.fds.get("pidfd")?.clone() })
 }

@@ -103,7 +103,7 @@ impl Pods {
         Ok(SandboxRecord {
             phase: SandboxPhase::Creating,
             resolved_handler: runtime.handler().to_owned(),
-            created_at: crate::container::now_ns(),
+            created_at: crate::sys::host::now_ns(),
             config_hash: hash,
             made_cgroup_parent: !cgroups.exists(&parent),
             cgroup_parent: parent,

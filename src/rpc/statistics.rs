@@ -8,9 +8,10 @@ use cri_proto::runtime::v1::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, FilesystemIdentifier, FilesystemUsage, UInt64Value,
 };
 
-use crate::container::{Container, now_ns};
+use crate::container::Container;
 use crate::state::{ContainerPhase, ContainerRecord};
 use crate::stats::Samples;
+use crate::sys::host::now_ns;
 
 use super::Services;
 use super::convert::labels_fit;

@@ -7,8 +7,6 @@ use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-use crate::telemetry::TraceParent;
-
 /// Puts each request into its span.
 #[derive(Debug, Clone, Copy)]
 pub struct TraceLayer;
@@ -45,7 +43,7 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let parent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
-        let trace = parent.and_then(TraceParent::parse).map(|parent| parent.trace_id());
+        let trace = parent.and_then(crate::telemetry::trace_id);
         let op = crate::telemetry::operation_id();
         let span = match trace {
             Some(trace) => tracing::info_span!("rpc", method, op, trace),

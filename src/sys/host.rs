@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -56,4 +57,11 @@ pub fn real_path(path: &Path) -> io::Result<PathBuf> {
 pub fn read_regular(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     super::root::read_regular(file.into(), cap)
+}
+
+/// Nanoseconds since 1970. Never 0, which stands for "not yet" in the CRI.
+#[must_use]
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
