@@ -21,6 +21,7 @@ mod driver;
 mod exec;
 mod files;
 mod recover;
+pub mod session;
 
 use std::collections::BTreeMap;
 use std::io;

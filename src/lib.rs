@@ -5,7 +5,7 @@
 //! ```text
 //! main, cli
 //!   daemon                                       composition root
-//!     rpc                                        the gRPC edge
+//!     rpc  streaming                             the edge: gRPC; exec, attach and port-forward
 //!       pod  container  image                    drivers: one task owns each sandbox and container
 //!         admission  spec                        pure policy: no I/O, no async
 //!         runtime  monitor  network  storage  stats  devices  security
@@ -31,6 +31,7 @@ pub mod spec;
 pub mod state;
 pub mod stats;
 pub mod storage;
+pub mod streaming;
 pub mod sys;
 pub mod task;
 pub mod telemetry;
