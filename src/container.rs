@@ -13,13 +13,15 @@
 //!   report. A stop does not occupy the driver: it is a deadline that the driver keeps beside its inbox, so that a second
 //!   stop can shorten it and the exit is heard at once.
 //! * **Readers** load the published [`ContainerRecord`] and never wait (invariant 3).
-//! * **Exec** (`exec`) needs no driver: it reads the published state and has its own task.
+//! * **Exec** (`exec`) and **Attach** (`attach`) need no driver: they read the published state and have their own tasks.
 
+mod attach;
 mod console;
 mod create;
 mod driver;
 mod exec;
 mod files;
+mod pipes;
 mod recover;
 pub mod session;
 
@@ -30,13 +32,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::admission::AdmissionError;
 use crate::image::{ImageError, Images};
 use crate::keeper::{Keeper, KeeperError};
-use crate::monitor::MonitorError;
+use crate::monitor::{MonitorError, OutletError};
 use crate::runtime::{Handlers, HandlersError, OciRuntime, RuntimeError};
 use crate::spec::{HandlerPolicy, HostFacts, NamespacePaths, PodFiles, SpecError};
 use crate::state::ids::{self, Match};
@@ -136,6 +138,10 @@ pub struct Container {
     inbox: mpsc::Sender<driver::Command>,
     /// 0 once the process has ended.
     pid: AtomicI32,
+    /// What Attach needs, for as long as the container lives.
+    attaching: ArcSwapOption<attach::Attaching>,
+    /// Room for [`session::MAX_SESSIONS`].
+    sessions: Arc<Semaphore>,
 }
 
 /// Why a request about a container failed.
@@ -193,11 +199,27 @@ pub enum ContainerError {
     ExecCancelled,
     #[error("exec needs a command")]
     ExecEmpty,
+    #[error("container {id} has {limit} exec and attach sessions, which is all that it may have")]
+    TooManySessions { id: String, limit: usize },
+    #[error("container {id} was created without stdin; attach to it without stdin")]
+    NoStdin { id: String },
+    #[error(
+        "stdin of container {id} was closed when the first session with it ended (stdin_once); attach without stdin"
+    )]
+    StdinClosed { id: String },
+    #[error("output of container {id}")]
+    Attach { id: String, source: OutletError },
     #[error(transparent)]
     Flight(#[from] FlightError),
     /// The outcome of an operation that several callers share.
     #[error("{}", crate::telemetry::chain(&**.0))]
     Shared(Arc<ContainerError>),
+}
+
+impl ContainerError {
+    fn wrong_state(record: &ContainerRecord, wanted: &'static str) -> Self {
+        Self::WrongState { id: record.id.clone(), state: state_name(record.phase), wanted }
+    }
 }
 
 impl Container {
@@ -218,6 +240,12 @@ impl Container {
     pub fn pid(&self) -> Option<i32> {
         let pid = self.pid.load(Ordering::Relaxed);
         (pid != 0).then_some(pid)
+    }
+
+    /// A place among the container's sessions; it is free again when the permit is dropped.
+    fn session(&self) -> Result<OwnedSemaphorePermit, ContainerError> {
+        let full = |_| ContainerError::TooManySessions { id: self.id.clone(), limit: session::MAX_SESSIONS };
+        self.sessions.clone().try_acquire_owned().map_err(full)
     }
 
     async fn ask<T>(
@@ -326,8 +354,15 @@ impl Containers {
         let (inbox, commands) = mpsc::channel(INBOX);
         let record = owned.record.clone();
         let pid = AtomicI32::new(owned.process.as_ref().map_or(0, |process| process.pid));
-        let container =
-            Arc::new(Container { id: record.id.clone(), record: ArcSwap::from_pointee(record), inbox, pid });
+        let attaching = owned.monitor.clone().map(|monitor| attach::Attaching::new(monitor, owned.input.clone()));
+        let container = Arc::new(Container {
+            id: record.id.clone(),
+            record: ArcSwap::from_pointee(record),
+            inbox,
+            pid,
+            attaching: ArcSwapOption::new(attaching.map(Arc::new)),
+            sessions: Arc::new(Semaphore::new(session::MAX_SESSIONS)),
+        });
         self.inner
             .index
             .write()

@@ -4,7 +4,7 @@
 //! ```text
 //!   stdout ─┐                       ┌─ Reopen
 //!           ├─▶ records ─▶ log file ◀┘
-//!   stderr ─┘
+//!   stderr ─┘      └─▶ outlets of attached clients
 //!   pidfd / keeper ─▶ exit ─▶ drain the pipes ─▶ OOM verdict ─▶ Exit report to the container's driver
 //! ```
 //!
@@ -15,9 +15,14 @@
 //! **Invariant: nothing is buffered here.** What a read returned is written before the next read: the end of a line that
 //! has not come yet does not hold back its beginning, which becomes a partial record. A daemon that is killed loses
 //! nothing that it had taken from a pipe for longer than one write.
+//!
+//! **Invariant: nobody who looks on slows the container.** An attached client (`outlets`) has a queue of its own with a
+//! bound; one that falls behind it reads the log instead.
 
 pub mod log;
+mod outlets;
 mod output;
+mod replay;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,7 +34,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::keeper::{Exit, Keeper};
 use crate::sys::cgroup::{Cgroups, OomWatch};
 use log::{LogError, LogFile, LogPlace, Stream};
+use outlets::{Outlets, Place};
 use output::Output;
+
+pub use outlets::{MAX_ROTATIONS, Outlet, OutletError, Piece, QUEUE, Wants};
 
 /// How long the pipes of a dead container may stay open (held by a process that left it) before the report goes out.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -37,10 +45,20 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// A container's descriptors as the daemon reads them.
 #[derive(Debug, Default)]
 pub struct Stdio {
+    /// Write end of the stdin pipe, while it is open.
+    pub stdin: Option<Arc<OwnedFd>>,
     /// Read end of the stdout pipe, or the pty's master.
     pub stdout: Option<Arc<OwnedFd>>,
     pub stderr: Option<Arc<OwnedFd>>,
     pub terminal: bool,
+}
+
+impl Stdio {
+    /// Where input for the container is written to.
+    #[must_use]
+    pub fn input(&self) -> Option<Arc<OwnedFd>> {
+        if self.terminal { self.stdout.clone() } else { self.stdin.clone() }
+    }
 }
 
 /// What the monitor watches.
@@ -70,6 +88,7 @@ pub struct ExitReport {
 #[derive(Debug, Clone)]
 pub struct Monitor {
     commands: mpsc::Sender<Reopen>,
+    outlets: Arc<Outlets>,
 }
 
 #[derive(Debug)]
@@ -107,9 +126,19 @@ impl Monitor {
         let stderr = open(watched.stdio.stderr, Stream::Stderr, "stderr")?;
         let (commands, inbox) = mpsc::channel(4);
         let Watched { id, pidfd, oom, leftovers, .. } = watched;
-        let task = Task { keeper, id, pidfd, oom, leftovers, log, stdout, stderr, inbox };
+        let outlets = Arc::new(Outlets::default());
+        let taker = Taker { log, outlets: outlets.clone() };
+        let task = Task { keeper, id, pidfd, oom, leftovers, taker, stdout, stderr, inbox };
         crate::task::spawn("monitor", async move { report(task.run().await) });
-        Ok(Self { commands })
+        Ok(Self { commands, outlets })
+    }
+
+    /// Looks on at the container's output from now on.
+    ///
+    /// # Errors
+    /// [`MonitorError::Ended`] once the container has ended.
+    pub fn attach(&self, wants: Wants) -> Result<Outlet, MonitorError> {
+        Outlets::open(&self.outlets, wants).ok_or(MonitorError::Ended)
     }
 
     /// Opens the log anew at its path, after the kubelet renamed the file.
@@ -124,13 +153,46 @@ impl Monitor {
     }
 }
 
+/// Where output goes: the log, and those who are attached. Dropping it is the end of the output.
+struct Taker {
+    log: Option<LogFile>,
+    outlets: Arc<Outlets>,
+}
+
+impl Taker {
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
+        let written = self.log.as_mut().and_then(|log| log.write(stream, bytes));
+        if !self.outlets.is_watched() {
+            return;
+        }
+        let place = self.log.as_ref().zip(written).and_then(|(log, written)| {
+            let end = log.position().ok()?;
+            Some(Place { file: log.file().clone(), start: end.checked_sub(written)?, end })
+        });
+        self.outlets.push(stream, bytes, place);
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.reopen()?;
+        self.outlets.reopened(log.file(), log.length().ok());
+        Ok(())
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.outlets.end();
+    }
+}
+
 struct Task {
     keeper: Keeper,
     id: String,
     pidfd: Arc<OwnedFd>,
     oom: Option<OomWatch>,
     leftovers: Option<(Cgroups, String)>,
-    log: Option<LogFile>,
+    taker: Taker,
     stdout: Option<Output>,
     stderr: Option<Output>,
     inbox: mpsc::Receiver<Reopen>,
@@ -150,8 +212,8 @@ impl Task {
                     Some(command) => self.reopen(command),
                     None => inbox_open = false,
                 },
-                () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.log),
-                () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.log),
+                () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.taker),
+                () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.taker),
                 () = oom_changed(&mut self.oom) => {}
                 exit = &mut exit => break exit,
             }
@@ -173,24 +235,26 @@ impl Task {
     }
 
     fn reopen(&mut self, command: Reopen) {
-        let result = self.log.as_mut().map_or(Ok(()), LogFile::reopen);
         // A caller that went away has no use for the answer.
-        let _ = command.done.send(result);
+        let _ = command.done.send(self.taker.reopen());
     }
 
     /// Reads what is left in the pipes. A pipe whose other end is closed is read to its end; one that a process outside
     /// the container still holds is read until it is empty, and waited for no longer than [`DRAIN_LIMIT`].
     async fn drain(&mut self) {
         for output in [&mut self.stdout, &mut self.stderr] {
-            if output.as_mut().is_some_and(|source| !source.transfer_all(into(&mut self.log))) {
+            if output
+                .as_mut()
+                .is_some_and(|source| !source.transfer_all(|stream, bytes| self.taker.take(stream, bytes)))
+            {
                 *output = None;
             }
         }
         let rest = async {
             while self.stdout.is_some() || self.stderr.is_some() {
                 tokio::select! {
-                    () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.log),
-                    () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.log),
+                    () = readable(&self.stdout), if self.stdout.is_some() => step(&mut self.stdout, &mut self.taker),
+                    () = readable(&self.stderr), if self.stderr.is_some() => step(&mut self.stderr, &mut self.taker),
                 }
             }
         };
@@ -215,17 +279,8 @@ async fn oom_changed(watch: &mut Option<OomWatch>) {
 }
 
 /// Moves one read's worth from the pipe to the log; at the end of the pipe the output becomes `None`.
-fn step(output: &mut Option<Output>, log: &mut Option<LogFile>) {
-    if output.as_mut().is_some_and(|source| !source.transfer(into(log))) {
+fn step(output: &mut Option<Output>, taker: &mut Taker) {
+    if output.as_mut().is_some_and(|source| !source.transfer(|stream, bytes| taker.take(stream, bytes))) {
         *output = None;
-    }
-}
-
-/// A taker that writes to the log, if there is one.
-fn into(log: &mut Option<LogFile>) -> impl FnMut(Stream, &[u8]) {
-    move |stream, bytes| {
-        if let Some(log) = log {
-            log.write(stream, bytes);
-        }
     }
 }

@@ -15,12 +15,14 @@
 
 mod driver;
 mod files;
+mod forward;
 mod recover;
 mod run;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cri_proto::runtime::v1::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
@@ -35,7 +37,7 @@ use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
 use crate::state::ids::{self, Match};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
 use crate::sys::cgroup::CgroupError;
-use crate::sys::namespaces::NamespaceError;
+use crate::sys::namespaces::{NamespaceError, NetnsError};
 use crate::task::flight::{FlightError, Flights};
 
 const INBOX: usize = 16;
@@ -97,6 +99,14 @@ pub enum PodError {
     Network(#[from] NetworkError),
     #[error("the record of the network's answer cannot be encoded")]
     NetworkRecord { source: serde_json::Error },
+    #[error("port {port} of pod sandbox {id}: connection refused, nobody listens on it on localhost")]
+    PortRefused { id: String, port: u16 },
+    #[error("port {port} of pod sandbox {id}: no connection after {} s", after.as_secs())]
+    PortTimeout { id: String, port: u16, after: Duration },
+    #[error("port {port} of pod sandbox {id} cannot be connected to")]
+    Port { id: String, port: u16, source: std::io::Error },
+    #[error("network namespace of pod sandbox {id}")]
+    PortNamespace { id: String, source: NetnsError },
     #[error("container of the pod")]
     Container(#[from] ContainerError),
     #[error(transparent)]

@@ -5,10 +5,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::net::UnixListener;
+
+/// How long the master may take to be read once the runtime has ended well.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A listening socket whose file goes away with it.
 #[derive(Debug)]
@@ -30,9 +34,35 @@ impl Console {
         &self.path
     }
 
+    /// Makes a call of the runtime, which hands a terminal over meanwhile; `opened` is told at once, since the process may
+    /// be running by the time the call returns. What the call made is given back without a terminal too: it has to be undone.
+    pub(super) async fn during<T, E>(
+        &self,
+        call: impl Future<Output = Result<T, E>>,
+        opened: impl Fn(&Arc<OwnedFd>),
+    ) -> Result<(T, io::Result<Arc<OwnedFd>>), E> {
+        let mut master = None;
+        tokio::pin!(call);
+        let made = loop {
+            tokio::select! {
+                made = &mut call => break made?,
+                fd = self.master(), if master.is_none() => master = Some(fd.inspect(&opened)),
+            }
+        };
+        let master = match master {
+            Some(master) => master,
+            // The call has ended, so what the runtime sent is here already, if it sent anything.
+            None => match tokio::time::timeout(LATE, self.master()).await {
+                Ok(master) => master.inspect(&opened),
+                Err(_) => Err(io::Error::other("the runtime handed over no terminal")),
+            },
+        };
+        Ok((made, master))
+    }
+
     /// Waits for the runtime and takes the master from it. The caller bounds the wait: a runtime that never connects has
     /// failed and says so itself.
-    pub(super) async fn master(&self) -> io::Result<Arc<OwnedFd>> {
+    async fn master(&self) -> io::Result<Arc<OwnedFd>> {
         let (stream, _) = self.listener.accept().await?;
         loop {
             stream.readable().await?;

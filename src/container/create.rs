@@ -223,6 +223,7 @@ async fn make(
     .await?;
     let (process, stdio) = create_process(resources, sandbox, &record).await?;
     record.phase = ContainerPhase::Created;
+    let input = stdio.input();
     let (monitor, report) = watch(resources, &record, &process, stdio)?;
     resources.store.put_container(&record)?;
     Ok(Owned {
@@ -230,6 +231,7 @@ async fn make(
         runtime: Some(sandbox.runtime.clone()),
         process: Some(process),
         monitor: Some(monitor),
+        input,
         lease: Some(lease),
         report: Some(report),
     })
@@ -334,7 +336,8 @@ async fn create_process(
         hold,
     };
     let process = sandbox.runtime.create(&resources.keeper, request).await?;
-    Ok((process, Stdio { stdout: Some(pipes.stdout), stderr: Some(pipes.stderr), terminal: false }))
+    let (stdout, stderr) = (Some(pipes.stdout), Some(pipes.stderr));
+    Ok((process, Stdio { stdin: pipes.stdin, stdout, stderr, terminal: false }))
 }
 
 /// As [`create_process`], with a pseudo-terminal whose master the runtime hands over.
@@ -353,20 +356,11 @@ async fn create_with_terminal(
         timeout: CREATE_CLOCK,
         hold: Vec::new(),
     };
-    let mut master = None;
-    let created = {
-        let create = sandbox.runtime.create(&resources.keeper, request);
-        tokio::pin!(create);
-        loop {
-            tokio::select! {
-                created = &mut create => break created?,
-                fd = console.master(), if master.is_none() => master = Some(fd.map_err(failed)?),
-            }
-        }
-    };
-    let master = master.ok_or_else(|| failed(std::io::Error::other("the runtime handed over no terminal")))?;
+    let create = sandbox.runtime.create(&resources.keeper, request);
+    let (created, master) = console.during(create, |_| ()).await?;
+    let master = master.map_err(failed)?;
     resources.keeper.hold(&record.id, vec![("stdout".to_owned(), master.clone())]).await?;
-    Ok((created, Stdio { stdout: Some(master), stderr: None, terminal: true }))
+    Ok((created, Stdio { stdin: None, stdout: Some(master), stderr: None, terminal: true }))
 }
 
 /// Starts the monitor of a living container.

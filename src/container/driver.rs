@@ -1,6 +1,6 @@
 //! The driver: the one task that changes a container.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::state::{ContainerPhase, ContainerRecord, Ending};
 use crate::storage::LayerLease;
 use crate::sys::pidfd;
 
-use super::{Container, ContainerError, Containers, files, state_name};
+use super::{Container, ContainerError, Containers, files};
 
 /// How long a process may take to die of SIGKILL before a stop is answered with an error.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +41,10 @@ pub(super) enum Command {
     ReopenLog {
         reply: Reply,
     },
+    /// The end of the container's input, for good.
+    CloseInput {
+        reply: Reply,
+    },
     /// From the monitor, once.
     Exited(ExitReport),
 }
@@ -54,6 +58,8 @@ pub(super) struct Owned {
     /// The first process; `None` once it has ended.
     pub(super) process: Option<HeldProcess>,
     pub(super) monitor: Option<Monitor>,
+    /// Write end of its stdin, or the master of its terminal.
+    pub(super) input: Option<Arc<OwnedFd>>,
     /// Keeps the layers of the rootfs from being collected.
     pub(super) lease: Option<LayerLease>,
     /// Where the monitor's report comes from, until it has come.
@@ -136,6 +142,7 @@ impl Driver {
             Command::Stop { grace, reply } => self.stop(grace, reply).await,
             Command::Remove { reply } => return self.remove(reply).await,
             Command::ReopenLog { reply } => answer(reply, self.reopen_log().await),
+            Command::CloseInput { reply } => answer(reply, self.close_input().await),
             Command::Exited(report) => return self.exited(report).await,
         }
         Next::GoOn
@@ -247,6 +254,16 @@ impl Driver {
         }
     }
 
+    /// Done here, so that it cannot come after the keeper was told to forget the container.
+    async fn close_input(&mut self) -> Result<(), ContainerError> {
+        let Some(attaching) = self.handle.attaching.load_full() else { return Ok(()) };
+        let null = crate::sys::host::dev_null().map_err(|source| ContainerError::Pipe { source })?;
+        attaching.close_input();
+        // What is held under a name is replaced by what comes next under it, in every keeper that there ever was.
+        let placeholder = vec![("stdin".to_owned(), Arc::new(null))];
+        Ok(self.containers.resources().keeper.hold(&self.owned.record.id, placeholder).await?)
+    }
+
     async fn exited(&mut self, report: ExitReport) -> Next {
         let failure = self.start_failure.take();
         let record = &mut self.owned.record;
@@ -262,6 +279,7 @@ impl Driver {
         record.phase = ContainerPhase::Exited;
         self.owned.process = None;
         self.owned.monitor = None;
+        self.handle.attaching.store(None);
         self.handle.pid.store(0, std::sync::atomic::Ordering::Relaxed);
         if let Err(error) = self.containers.resources().store.put_container(&self.owned.record) {
             // The keeper remembers the exit until it is forgotten, so a restart learns it again.
@@ -335,8 +353,7 @@ impl Driver {
     }
 
     fn wrong_state(&self, wanted: &'static str) -> ContainerError {
-        let record = &self.owned.record;
-        ContainerError::WrongState { id: record.id.clone(), state: state_name(record.phase), wanted }
+        ContainerError::wrong_state(&self.owned.record, wanted)
     }
 
     fn unkillable(&self) -> ContainerError {

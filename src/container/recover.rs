@@ -10,7 +10,7 @@ use crate::runtime::OciRuntime;
 use crate::state::{ContainerPhase, ContainerRecord, Ending, Found};
 
 use super::driver::Owned;
-use super::{ContainerError, Containers, create, files};
+use super::{ContainerError, Containers, attach, create, files};
 
 impl Containers {
     /// Takes over the containers of the records. `held` is what the keeper has, by id; what belongs to a container is
@@ -82,14 +82,15 @@ impl Containers {
                 None
             }
         };
-        let (process, monitor, report) = match alive {
+        let (process, monitor, report, input) = match alive {
             Some((process, stdio)) => {
+                let input = stdio.input();
                 let (monitor, report) = create::watch(resources, &record, &process, stdio)?;
-                (Some(process), Some(monitor), Some(report))
+                (Some(process), Some(monitor), Some(report), input)
             }
-            None => (None, None, None),
+            None => (None, None, None, None),
         };
-        self.adopt(Owned { record, runtime, process, monitor, lease, report });
+        self.adopt(Owned { record, runtime, process, monitor, input, lease, report });
         Ok(())
     }
 
@@ -117,7 +118,9 @@ fn take(mut held: Held, terminal: bool) -> Option<(HeldProcess, Stdio)> {
     let process = held.process()?;
     let stdout = held.fds.remove("stdout");
     let stderr = held.fds.remove("stderr");
-    Some((process, Stdio { stdout, stderr, terminal }))
+    // One that was closed for good is held as something else.
+    let stdin = held.fds.remove("stdin").filter(|fd| attach::is_open_stdin(fd));
+    Some((process, Stdio { stdin, stdout, stderr, terminal }))
 }
 
 async fn has_started(runtime: Option<&OciRuntime>, id: &str) -> bool {

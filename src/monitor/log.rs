@@ -4,9 +4,10 @@
 //! to the next full one. [`records`] is a pure function of the bytes: it keeps no state between reads.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::sys::root::Root;
@@ -19,6 +20,11 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// The stream of this name in a record.
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
+        [Self::Stdout, Self::Stderr].into_iter().find(|stream| stream.name().as_bytes() == name)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -51,7 +57,8 @@ pub struct LogPlace {
 #[derive(Debug)]
 pub struct LogFile {
     place: LogPlace,
-    file: File,
+    /// Shared with those who read it again.
+    file: Arc<File>,
     max_line: usize,
     buffer: Vec<u8>,
     /// A write failed and the operator has been told; said again only after a success.
@@ -64,7 +71,7 @@ impl LogFile {
     /// # Errors
     /// When a folder or the file cannot be made or opened, symbolic links in their place included.
     pub fn open(place: LogPlace, max_line: usize) -> Result<Self, LogError> {
-        let file = open_file(&place)?;
+        let file = Arc::new(open_file(&place)?);
         Ok(Self { place, file, max_line: max_line.max(1), buffer: Vec::new(), failing: false })
     }
 
@@ -73,26 +80,44 @@ impl LogFile {
     /// # Errors
     /// [`LogError::Open`]; the old file then stays in use.
     pub fn reopen(&mut self) -> Result<(), LogError> {
-        self.file = open_file(&self.place)?;
+        self.file = Arc::new(open_file(&self.place)?);
         Ok(())
     }
 
     /// Appends what a stream gave. A disk that refuses loses these bytes (the container must not stand still for its
-    /// log), which is said once.
-    pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
+    /// log), which is said once. Gives the number of bytes that the records took, `None` when they are not all there.
+    pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> Option<u64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.buffer.clear();
         records(&mut self.buffer, now, stream, bytes, self.max_line);
-        match self.file.write_all(&self.buffer) {
-            Ok(()) => self.failing = false,
-            Err(error) if !self.failing => {
-                self.failing = true;
-                tracing::error!(path = %self.place.full().display(), %error, "the container's output cannot be logged and is lost");
+        let written = match (&*self.file).write_all(&self.buffer) {
+            Ok(()) => Some(self.buffer.len() as u64),
+            Err(error) => {
+                if !self.failing {
+                    tracing::error!(path = %self.place.full().display(), %error, "the container's output cannot be logged and is lost");
+                }
+                None
             }
-            Err(_) => {}
-        }
+        };
+        self.failing = written.is_none();
         // One long line must not cost its memory for the rest of the container's life.
         self.buffer.shrink_to(0);
+        written
+    }
+
+    /// The file, for reading it again.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Where the last write ended. Exact also when somebody else appends to the file.
+    pub(super) fn position(&self) -> io::Result<u64> {
+        (&*self.file).stream_position()
+    }
+
+    /// The file's length.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 }
 

@@ -116,7 +116,8 @@ impl Coded for ContainerError {
             | Self::Device(_)
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } => Code::FailedPrecondition,
+            Self::TooManySessions { .. } => Code::ResourceExhausted,
             Self::NoImage { .. } => Code::NotFound,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Code::DeadlineExceeded,
             Self::ExecCancelled => Code::Cancelled,
@@ -139,6 +140,8 @@ impl Coded for PodError {
             Self::Ambiguous { .. } | Self::Cgroup(_) => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::PortRefused { .. } => Code::Unavailable,
+            Self::PortTimeout { .. } => Code::DeadlineExceeded,
             Self::Unsupported { .. } => Code::Unimplemented,
             Self::Admission(error) => error.code(),
             Self::Handler(error) => error.code(),

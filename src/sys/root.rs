@@ -127,13 +127,13 @@ impl Root {
         self.open_beneath(path, flags, mode).map(File::from)
     }
 
-    /// Opens a file for appending, and makes it when it is missing.
+    /// Opens a file for appending and reading, and makes it when it is missing.
     ///
     /// # Errors
     /// `ELOOP` for a symlink, `EINVAL` for anything else that is not a regular file; those of `openat2(2)`.
     pub fn append_file(&self, path: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
         // Non-blocking, so that a FIFO of that name cannot hold the caller; it makes no difference to a file.
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = self.open_beneath(path, flags | OFlags::CLOEXEC, mode)?;
         if file_type(&rustix::fs::fstat(&file)?) == FileType::RegularFile {
             Ok(File::from(file))
