@@ -48,11 +48,13 @@ pub struct Server {
 }
 
 /// `[runtime]`
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Handler of pods that name none; empty: the first of crun, runc, youki found in PATH.
     pub default: String,
+    /// Folders of CDI spec files, from the least to the most important.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     pub handlers: BTreeMap<String, Handler>,
 }
 
@@ -152,6 +154,16 @@ impl Default for Server {
             root: "/var/lib/cricket".into(),
             state: "/run/cricket".into(),
             max_request_size: 16 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            default: String::new(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            handlers: BTreeMap::new(),
         }
     }
 }

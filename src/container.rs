@@ -63,6 +63,7 @@ pub struct Resources {
     pub store: Store,
     pub cgroups: Cgroups,
     pub host: HostFacts,
+    pub cdi: Arc<crate::devices::cdi::Cdi>,
     pub state_dir: PathBuf,
     /// Longest text of one log record, in bytes.
     pub max_log_line: usize,
@@ -173,6 +174,8 @@ pub enum ContainerError {
     SeccompProfile { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Device(#[from] crate::devices::DeviceError),
+    #[error(transparent)]
+    Cdi(#[from] crate::devices::cdi::CdiError),
     #[error("storage")]
     Storage(#[from] StorageError),
     #[error("{}: cannot be written", path.display())]

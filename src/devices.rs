@@ -1,4 +1,5 @@
-//! Device nodes of the host: those that a request names, and all of them for privileged containers.
+//! Devices: nodes of the host that a request names, all of them for privileged containers, and what the Container Device
+//! Interface knows by name ([`cdi`]).
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use cri_proto::runtime::v1 as cri;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+
+pub mod cdi;
 
 /// Deepest directory below a device directory that is looked into.
 const MAX_DEPTH: usize = 8;
@@ -32,6 +35,8 @@ pub struct DeviceNode {
 pub enum DeviceKind {
     Char,
     Block,
+    /// A named pipe: only a CDI file can ask for one.
+    Fifo,
 }
 
 /// A node that a request asked for, and what the container may do with it.
@@ -57,6 +62,8 @@ pub enum DeviceError {
     List { path: PathBuf, source: io::Error },
     #[error("{} is neither a device node nor a directory", path.display())]
     NotADevice { path: PathBuf },
+    #[error("{} is a device of another type than was asked for", path.display())]
+    Kind { path: PathBuf },
     #[error("{}: more than {MAX_NODES} device nodes", path.display())]
     TooMany { path: PathBuf },
 }
@@ -131,6 +138,12 @@ fn open(path: &Path) -> Result<(OwnedFd, Stat), DeviceError> {
     let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let stat = rustix::fs::fstat(&fd).map_err(failed)?;
     Ok((fd, stat))
+}
+
+/// The device node that a host path leads to.
+fn node_at(path: &Path) -> Result<DeviceNode, DeviceError> {
+    let (_, stat) = open(path)?;
+    node(path.to_owned(), &stat).ok_or_else(|| DeviceError::NotADevice { path: path.to_owned() })
 }
 
 fn node(path: PathBuf, stat: &Stat) -> Option<DeviceNode> {

@@ -10,17 +10,19 @@
 //! | capabilities | `caps` |
 //! | seccomp, AppArmor, SELinux | `seccomp`, `apparmor`, `selinux` |
 //! | device nodes and device rules | `devices` |
+//! | what CDI devices bring | `cdi` |
 //! | cgroup limits, rlimits, OOM score | `resources` |
 //! | namespaces | `namespaces` |
 //! | annotations for the runtime | `annotations` |
 //! | stop signal | `signal` |
 //!
-//! A spec never has hooks, and nothing of an image's labels is even a parameter (CVE-2026-53488).
+//! A spec has no hooks but those of CDI files, which are the administrator's (`cdi`), and nothing of an image's labels is even a parameter (CVE-2026-53488).
 
 mod annotations;
 mod apparmor;
 mod args;
 mod caps;
+mod cdi;
 mod devices;
 mod env;
 mod error;
@@ -42,6 +44,7 @@ use std::path::{Path, PathBuf};
 use cri_proto::runtime::v1 as cri;
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
+use crate::devices::cdi::Injection;
 use crate::devices::{DeviceNode, ResolvedDevice};
 use crate::security::Facts;
 
@@ -86,6 +89,8 @@ pub struct SpecInput<'a> {
     /// One for each of the request's mounts, in its order; after them any of the daemon's own (for [`image_volumes`], say).
     pub mounts: &'a [ResolvedMount<'a>],
     pub devices: &'a [ResolvedDevice],
+    /// What the CDI devices that the request names change.
+    pub cdi: &'a Injection,
     /// The profile at [`seccomp_localhost_path`], read by the caller.
     pub seccomp_localhost: Option<&'a [u8]>,
     /// The pod's SELinux level (`s0:c1,c2`), which the pod driver chose; for containers that ask for none.
@@ -205,14 +210,17 @@ impl<'a> Asked<'a> {
 pub fn build(input: &SpecInput<'_>) -> Result<BuiltSpec, SpecError> {
     let default = cri::LinuxContainerSecurityContext::default();
     let asked = Asked::of(input, &default)?;
-    let identity = user::resolve(asked.security, input.image.user, input.passwd, input.group)?;
+    let mut identity = user::resolve(asked.security, input.image.user, input.passwd, input.group)?;
+    cdi::groups(input.cdi, &mut identity);
     let resources = resources::resources(input)?;
     let labels = selinux::labels(input, &asked)?;
     let mut clamped = Vec::new();
     let process = process(input, &asked, &identity, labels.as_ref(), &mut clamped)?;
     let args = process.args().clone().unwrap_or_default();
-    let built_mounts = mounts::build(input, &asked)?;
-    let (nodes, rules) = devices::devices(input, &asked);
+    let mut built_mounts = mounts::build(input, &asked)?;
+    cdi::mounts(input.cdi, &mut built_mounts.mounts);
+    let (mut nodes, mut rules) = devices::devices(input, &asked);
+    cdi::devices(input.cdi, &identity, &mut nodes, &mut rules);
     let caps = caps::capabilities(&asked, input.host.kernel.caps)?;
 
     let mut oci_resources = resources;
@@ -227,6 +235,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<BuiltSpec, SpecError> {
         .set_cgroups_path(Some(input.cgroups_path.into()))
         .set_namespaces(Some(namespaces::namespaces(input)?))
         .set_devices(Some(nodes))
+        .set_intel_rdt(cdi::intel_rdt(input.cdi))
         .set_seccomp(seccomp::profile(input, &asked, caps.bounding)?)
         .set_rootfs_propagation(built_mounts.rootfs_propagation.map(str::to_owned))
         .set_masked_paths(masked)
@@ -240,7 +249,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<BuiltSpec, SpecError> {
         .set_mounts(Some(built_mounts.mounts))
         .set_process(Some(process))
         .set_hostname(None)
-        .set_hooks(None)
+        .set_hooks(cdi::hooks(input.cdi))
         .set_annotations(annotations::forwarded(input)?)
         .set_linux(Some(linux));
     Ok(BuiltSpec {

@@ -294,7 +294,11 @@ async fn a_runtime_that_hangs_is_killed_and_its_leftovers_deleted() {
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let handler = config::Handler { path: program, ..config::Handler::default() };
-    let config = config::Runtime { default: "hang".into(), handlers: [("hang".to_owned(), handler)].into() };
+    let config = config::Runtime {
+        default: "hang".into(),
+        handlers: [("hang".to_owned(), handler)].into(),
+        ..config::Runtime::default()
+    };
     let options = HandlersOptions { state: node.dir.path().to_owned(), systemd_cgroup: false };
     let runtime = Handlers::load(&config, &options).await.unwrap().lookup("").unwrap();
     let request = CreateRequest {

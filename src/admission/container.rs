@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cri_proto::runtime::v1 as cri;
 
+use crate::devices::cdi;
 use crate::spec::mounts;
 
 use super::field::{known, metadata, name, printable, relative_path};
@@ -30,10 +31,8 @@ pub fn create_container(request: &cri::CreateContainerRequest) -> Result<(), Adm
     if config.devices.len() > MAX_MOUNTS {
         return Err(AdmissionError::new("config.devices", config.devices.len(), "more than 4096 devices"));
     }
-    if let Some(device) = config.cdi_devices.first() {
-        let reason = "CDI devices are not supported yet";
-        return Err(AdmissionError::unimplemented("config.CDI_devices[0]", &device.name, reason));
-    }
+    cdi::requested(config.cdi_devices.iter().map(|device| device.name.as_str()), &config.annotations)
+        .map_err(|error| AdmissionError::new(error.field, error.value, error.reason))?;
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     match security.and_then(|security| security.namespace_options.as_ref()) {
         Some(options) => namespace_options(options),

@@ -232,7 +232,7 @@ fn what_is_wrong_with_a_container_is_named() {
         (|c| c.mounts = vec![cri::Mount { propagation: 5, ..mount("/c", "/h") }], "mounts[0].propagation"),
         (|c| c.mounts = vec![mount(&"/x".repeat(35_000), "/h")], "mounts[0].container_path"),
         (|c| c.mounts = (0..100_000).map(|n| mount(&format!("/{n}"), "/h")).collect(), "config.mounts"),
-        (|c| c.cdi_devices = vec![cri::CdiDevice { name: "vendor/class=x".into() }], "CDI_devices"),
+        (|c| c.cdi_devices = vec![cri::CdiDevice { name: "vendor/class".into() }], "CDI_devices"),
         (|c| c.annotations = [("k".into(), "v".repeat(MAX_METADATA))].into(), "annotations"),
         (
             |c| {

@@ -53,6 +53,11 @@ pub const KEYS: &[Key] = &[
         "Handler of pods that name no RuntimeClass: one of the handlers below, or a program's name.\n\
          Empty: the first of crun, runc, youki that is found in PATH.",
     ),
+    live(
+        "runtime.cdi_spec_dirs",
+        "Folders of Container Device Interface files (.json, .yaml); a later folder's device replaces an earlier one's.\n\
+         Their hooks run as root: a file that others than root may write to is passed over, and named in Status.",
+    ),
     live("runtime.handlers.*.path", "The runtime's binary: an absolute path, or a name that is looked up in PATH."),
     live(
         "runtime.handlers.*.type",

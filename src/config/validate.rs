@@ -72,6 +72,7 @@ fn runtime(config: &Config) -> Result<(), Flaw> {
         let why = "a handler of [runtime.handlers], or a program's name without a path, is wanted";
         return Err(flaw("runtime.default", &runtime.default, why));
     }
+    absolute_list("runtime.cdi_spec_dirs", &runtime.cdi_spec_dirs)?;
     for (name, handler) in &runtime.handlers {
         self::handler(name, handler)?;
     }

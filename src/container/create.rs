@@ -15,6 +15,7 @@ use cri_proto::runtime::v1::{ContainerConfig, Mount};
 use rustix::pipe::PipeFlags;
 
 use crate::admission::ContainerKey;
+use crate::devices::cdi;
 use crate::image::ImageRecord;
 use crate::keeper::HeldProcess;
 use crate::monitor::log::LogPlace;
@@ -115,6 +116,7 @@ struct Facts {
     group: Option<Vec<u8>>,
     mounts: Vec<Source>,
     devices: Vec<crate::devices::ResolvedDevice>,
+    cdi: cdi::Injection,
     seccomp: Option<Vec<u8>>,
 }
 
@@ -151,6 +153,7 @@ async fn gather(
 ) -> Result<Facts, ContainerError> {
     let (storage, chain) = (resources.storage.clone(), image.chain.clone());
     let config = record.config.clone();
+    let cdi = resources.cdi.clone();
     crate::task::blocking(move || {
         for path in REAL_DIRS {
             let kind = match storage.path_kind(&chain, path)? {
@@ -165,6 +168,7 @@ async fn gather(
             group: storage.read_file(&chain, "/etc/group", ACCOUNT_FILE_CAP)?,
             mounts: config.mounts.iter().map(mount_source).collect::<Result<_, _>>()?,
             devices: crate::devices::resolve(&config.devices)?,
+            cdi: cdi.resolve(&cdi_devices(&config)?)?,
             seccomp: seccomp_profile(&config)?,
         })
     })
@@ -188,6 +192,12 @@ fn mount_source(mount: &Mount) -> Result<Source, ContainerError> {
     let path_now = crate::sys::host::real_path(&path).map_err(failed)?;
     let is_dir = fs::metadata(&path_now).map_err(failed)?.is_dir();
     Ok(Source { path: path_now, kind: if is_dir { SourceKind::Directory } else { SourceKind::File } })
+}
+
+/// The CDI devices that the request names. The pod's annotations are the user's and name none (decision 019).
+fn cdi_devices(config: &ContainerConfig) -> Result<Vec<cdi::QualifiedName>, cdi::CdiError> {
+    let field = config.cdi_devices.iter().map(|device| device.name.as_str());
+    Ok(cdi::requested(field, &config.annotations)?)
 }
 
 fn seccomp_profile(config: &ContainerConfig) -> Result<Option<Vec<u8>>, ContainerError> {
@@ -283,6 +293,7 @@ fn build_spec<'a>(
         handler: &resources.policy(&sandbox.runtime),
         mounts: &mounts,
         devices: &facts.devices,
+        cdi: &facts.cdi,
         seccomp_localhost: facts.seccomp.as_deref(),
         hostname: &sandbox.hostname,
         selinux_level: None,

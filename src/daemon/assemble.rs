@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::config::{CgroupDriver, Config};
 use crate::container::{Containers, Resources, Runtimes};
+use crate::devices::cdi::Cdi;
 use crate::image::{Images, ImagesOptions};
 use crate::keeper::{Held, Keeper, KeeperOptions};
 use crate::network::Network;
@@ -62,6 +63,12 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     })
     .await?;
     let host = HostFacts { kernel: crate::security::probe()?, devices: crate::devices::host_devices()? };
+    let cdi = Arc::new(Cdi::new(config.runtime.cdi_spec_dirs.clone()));
+    crate::task::blocking({
+        let cdi = cdi.clone();
+        move || cdi.refresh()
+    })
+    .await;
     let resources = Arc::new(Resources {
         keeper,
         runtimes: ArcSwap::from_pointee(runtimes),
@@ -70,6 +77,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         store,
         cgroups,
         host,
+        cdi,
         state_dir: config.server.state.clone(),
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });

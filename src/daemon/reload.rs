@@ -30,6 +30,9 @@ async fn apply(daemon: &Daemon, fresh: Config) {
             tracing::error!(error = %crate::telemetry::chain(&error), "runtime handlers stay as they were");
         }
     }
+    resources.cdi.set_dirs(fresh.runtime.cdi_spec_dirs.clone());
+    let cdi = resources.cdi.clone();
+    crate::task::blocking(move || cdi.refresh()).await;
     if let Err(error) = daemon.services.images.reload(&fresh.image) {
         tracing::error!(error = %crate::telemetry::chain(&error), "registries stay as they were");
     }

@@ -114,6 +114,7 @@ impl Coded for ContainerError {
             | Self::MountSource { .. }
             | Self::SeccompProfile { .. }
             | Self::Device(_)
+            | Self::Cdi(_)
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } => Code::FailedPrecondition,

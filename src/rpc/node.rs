@@ -125,6 +125,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         .iter()
         .map(|(name, runtime)| json!({ "name": name, "path": runtime.program(), "version": runtime.features.version }))
         .collect();
+    let cdi = resources.cdi.report();
     let config = json!({
         "stateDir": config.server.state,
         "rootDir": config.server.root,
@@ -132,6 +133,11 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "handlers": handlers,
         "keeperPid": resources.keeper.pid(),
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
+        "cdi": {
+            "dirs": cdi.dirs,
+            "devices": cdi.devices,
+            "unusable": cdi.bad.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
+        },
         "config": &**config,
     });
     HashMap::from([("config".to_owned(), config.to_string())])

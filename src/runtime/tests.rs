@@ -98,7 +98,7 @@ async fn a_runtime_gets_nothing_of_the_daemon_s_environment() {
 fn handlers(entries: &[(&str, &Path)], default: &str) -> config::Runtime {
     let handler = |path: &Path| config::Handler { path: path.to_owned(), ..config::Handler::default() };
     let handlers = entries.iter().map(|(name, path)| ((*name).to_owned(), handler(path))).collect();
-    config::Runtime { default: default.into(), handlers }
+    config::Runtime { default: default.into(), handlers, ..config::Runtime::default() }
 }
 
 #[tokio::test]

@@ -27,16 +27,17 @@ pub(super) fn devices(input: &SpecInput<'_>, asked: &Asked<'_>) -> (Vec<LinuxDev
     if !all {
         rules.extend(input.devices.iter().map(|device| {
             let numbers = (i64::from(device.node.major), i64::from(device.node.minor));
-            rule(true, Some(kind(&device.node)), Some(numbers), &device.access)
+            rule(true, Some(kind(device.node.kind)), Some(numbers), &device.access)
         }));
     }
     (nodes, rules)
 }
 
-fn kind(node: &DeviceNode) -> LinuxDeviceType {
-    match node.kind {
+pub(super) fn kind(kind: DeviceKind) -> LinuxDeviceType {
+    match kind {
         DeviceKind::Char => LinuxDeviceType::C,
         DeviceKind::Block => LinuxDeviceType::B,
+        DeviceKind::Fifo => LinuxDeviceType::P,
     }
 }
 
@@ -44,7 +45,7 @@ fn to_oci(node: &DeviceNode) -> LinuxDevice {
     let mut device = LinuxDevice::default();
     device
         .set_path(node.path.clone())
-        .set_typ(kind(node))
+        .set_typ(kind(node.kind))
         .set_major(i64::from(node.major))
         .set_minor(i64::from(node.minor))
         .set_file_mode(Some(node.mode))
@@ -53,7 +54,12 @@ fn to_oci(node: &DeviceNode) -> LinuxDevice {
     device
 }
 
-fn rule(allow: bool, kind: Option<LinuxDeviceType>, numbers: Option<(i64, i64)>, access: &str) -> LinuxDeviceCgroup {
+pub(super) fn rule(
+    allow: bool,
+    kind: Option<LinuxDeviceType>,
+    numbers: Option<(i64, i64)>,
+    access: &str,
+) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
     rule.set_allow(allow)
         .set_typ(kind)

@@ -21,7 +21,7 @@ pub enum EnvError {
     TooLong { key: String, size: usize },
 }
 
-/// Later settings of a variable replace earlier ones in place: defaults, then the image's, then the request's.
+/// Later settings of a variable replace earlier ones in place: defaults, then the image's, the request's, the CDI devices'.
 /// `TERM` is a default with a terminal only. Entries of an image that are malformed are left out: it cannot be asked to
 /// mend them, and its program has been started without them by every other runtime.
 pub(super) fn env(input: &SpecInput<'_>) -> Result<Vec<String>, EnvError> {
@@ -55,6 +55,12 @@ pub(super) fn env(input: &SpecInput<'_>) -> Result<Vec<String>, EnvError> {
         }
         let value = std::str::from_utf8(&pair.value).map_err(|_| EnvError::NotUtf8 { key: key.clone() })?;
         list.set(key, value);
+    }
+    for entry in &input.cdi.env {
+        // The file was refused if it had no `=`.
+        if let Some((key, value)) = entry.split_once('=') {
+            list.set(key, value);
+        }
     }
     Ok(list.entries)
 }

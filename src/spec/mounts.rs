@@ -18,6 +18,7 @@ use oci_spec::runtime::Mount;
 use super::error::ErrorKind;
 use super::{Asked, ImageFacts, SpecInput};
 
+pub(super) use builtin::mount as oci_mount;
 pub use source::{SourcePropagation, propagation_of};
 pub use target::{Refusal, clean};
 

@@ -9,6 +9,7 @@ use super::*;
 use crate::devices::{DeviceKind, DeviceNode};
 use crate::security::{AppArmor, Arch, Cap, CapSet, CgroupVersion};
 
+mod cdi;
 mod properties;
 mod runtime;
 mod snapshots;
@@ -26,6 +27,7 @@ pub(super) struct Case {
     pub handler: HandlerPolicy,
     pub files: PodFiles,
     pub devices: Vec<crate::devices::ResolvedDevice>,
+    pub cdi: crate::devices::cdi::Injection,
     pub seccomp_localhost: Option<Vec<u8>>,
     pub rootfs: PathBuf,
     pub cgroups_path: String,
@@ -71,6 +73,7 @@ impl Default for Case {
                 writable: false,
             },
             devices: vec![],
+            cdi: crate::devices::cdi::Injection::default(),
             seccomp_localhost: None,
             rootfs: "/run/cricket/k8s.io/ctr/rootfs".into(),
             cgroups_path: "/kubepods/pod1/ctr".into(),
@@ -145,6 +148,7 @@ impl Case {
             handler: &self.handler,
             mounts: &mounts,
             devices: &self.devices,
+            cdi: &self.cdi,
             seccomp_localhost: self.seccomp_localhost.as_deref(),
             selinux_level: Some("s0:c1,c2"),
         })

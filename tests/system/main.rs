@@ -26,6 +26,7 @@ mod bad_registry;
 mod bad_requests;
 mod bad_runtime;
 mod crash;
+mod devices;
 mod exec;
 mod full_disk;
 mod images;

@@ -6,7 +6,7 @@ use oci_spec::runtime::Mount;
 
 use crate::spec::{Asked, PodFiles};
 
-pub(super) fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Mount {
+pub(in crate::spec) fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(destination.to_owned())
