@@ -15,23 +15,36 @@ pub struct Entry<'a> {
     pub name: &'a str,
     pub link: &'a str,
     pub body: &'a [u8],
+    pub mode: u32,
+    pub owner: (u64, u64),
 }
 
 impl<'a> Entry<'a> {
     pub fn file(name: &'a str, body: &'a [u8]) -> Self {
-        Self { kind: tar::EntryType::Regular, name, link: "", body }
+        Self::new(tar::EntryType::Regular, name, "", body)
     }
 
     pub fn folder(name: &'a str) -> Self {
-        Self { kind: tar::EntryType::Directory, name, link: "", body: b"" }
+        Self::new(tar::EntryType::Directory, name, "", b"")
     }
 
     pub fn symlink(name: &'a str, link: &'a str) -> Self {
-        Self { kind: tar::EntryType::Symlink, name, link, body: b"" }
+        Self::new(tar::EntryType::Symlink, name, link, b"")
     }
 
     pub fn hardlink(name: &'a str, link: &'a str) -> Self {
-        Self { kind: tar::EntryType::Link, name, link, body: b"" }
+        Self::new(tar::EntryType::Link, name, link, b"")
+    }
+
+    /// An entry of any kind, root's, with mode 0755.
+    pub fn new(kind: tar::EntryType, name: &'a str, link: &'a str, body: &'a [u8]) -> Self {
+        Self { kind, name, link, body, mode: 0o755, owner: (0, 0) }
+    }
+
+    /// With another mode and owner.
+    pub fn owned(mut self, mode: u32, uid: u64, gid: u64) -> Self {
+        (self.mode, self.owner) = (mode, (uid, gid));
+        self
     }
 }
 
@@ -41,9 +54,9 @@ pub fn tarball(entries: &[Entry<'_>]) -> Vec<u8> {
     for entry in entries {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(entry.kind);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_mode(entry.mode);
+        header.set_uid(entry.owner.0);
+        header.set_gid(entry.owner.1);
         header.set_mtime(1_700_000_000);
         header.set_size(entry.body.len() as u64);
         let fields = header.as_old_mut();

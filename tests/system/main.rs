@@ -9,11 +9,14 @@
 //!   node     a daemon in a world: configuration, registry, network, start, kill, restart
 //!     client, requests   the CRI as a client sees it; sandbox and container configurations
 //!     ledger             everything that could be left behind, before and after
-//!   hostile, archive     a registry and images that misbehave
+//!   hostile, archive, crafted   a registry and images that misbehave
+//!     canary             what no container may see or change
 //! ```
 
 mod archive;
+mod canary;
 mod client;
+mod crafted;
 mod hostile;
 mod ledger;
 mod node;
@@ -27,6 +30,9 @@ mod bad_requests;
 mod bad_runtime;
 mod crash;
 mod devices;
+mod cve_image;
+mod cve_node;
+mod cve_request;
 mod exec;
 mod full_disk;
 mod images;

@@ -61,6 +61,10 @@ pub struct Node {
     // Before the world: the daemon's wrapper is reaped before its namespaces go.
     daemon: Option<tokio::process::Child>,
     registry: Option<tokio::process::Child>,
+    /// More variables of the daemon's environment, `NAME=value`, from its next start on.
+    pub env: Vec<String>,
+    /// A program that the daemon is started by.
+    pub starter: Option<PathBuf>,
     pub world: World,
 }
 
@@ -79,7 +83,7 @@ impl Node {
 
     /// Writes every configuration file and starts the registry, but not the daemon.
     pub async fn prepare(world: World, setup: Setup) -> Result<Self> {
-        let mut node = Self { daemon: None, registry: None, world };
+        let mut node = Self { daemon: None, registry: None, env: Vec::new(), starter: None, world };
         for folder in ["root", "state", "conf.d", "cni", "cni-cache", "leases", "logs", "registry"] {
             let path = node.path(folder);
             std::fs::create_dir_all(&path).with_context(|| format!("{} cannot be made", path.display()))?;
@@ -183,6 +187,17 @@ impl Node {
         self.client().await
     }
 
+    /// As [`Self::launch`], from a parent that left a file open under many numbers.
+    pub async fn launch_with_descriptors(&mut self, file: &Path, count: u32) -> Result<Client> {
+        let opens = (10..10 + count).map(|fd| format!("exec {fd}<\"$0\"\n")).collect::<String>();
+        let script = format!("{opens}exec \"$@\"");
+        let starter = self.path("starter");
+        std::fs::write(&starter, format!("#!/bin/bash\nset -- \"$@\"\n{}", script.replace("$0", &file.display().to_string())))?;
+        std::fs::set_permissions(&starter, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        self.starter = Some(starter);
+        self.launch().await
+    }
+
     /// Starts a daemon with some configuration file. Its log and its pid go to files named after it; nothing waits for it.
     pub fn spawn_daemon(&self, config: &Path, name: &str) -> Result<tokio::process::Child> {
         let log = std::fs::File::options().create(true).append(true).open(self.path(&format!("logs/{name}")))?;
@@ -190,10 +205,12 @@ impl Node {
             .world
             .program("sh")
             // The wrapper outside of the pid namespace is not the daemon: the daemon's own shell notes its pid.
-            .args(["-c", "echo $$ >\"$1\"; exec \"$2\" serve --config \"$3\"", "lane"])
+            .args(["-c", "echo $$ >\"$1\"; binary=$2 config=$3; shift 3; exec env \"$@\" \"$binary\" serve --config \"$config\"", "lane"])
             .arg(self.path(&format!("{name}.pid")))
             .arg(env!("CARGO_BIN_EXE_cricket"))
             .arg(config)
+            .args(&self.env)
+            .args(&self.starter)
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
