@@ -213,3 +213,23 @@ fn licences_of_all_dependencies_are_allowed() {
         .collect();
     expect_none(&refused, "crates whose licence is not on the list in tests/tidy/spdx.rs:");
 }
+
+#[test]
+fn every_test_that_the_list_of_advisories_names_exists() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = std::fs::read_to_string(top.join("tests/cves.md")).expect("tests/cves.md");
+    let words = list.split('`').filter(|word| ["cve_", "ghsa_", "conmon_"].iter().any(|start| word.starts_with(start)));
+    let named: Vec<&str> = words.collect();
+    assert!(named.len() > 30, "tests/cves.md names {} tests only", named.len());
+    let all = sources();
+    let exists = |name: &str| {
+        // A name that ends in `_` stands for all tests that begin so.
+        let function = format!("fn {name}");
+        let whole = |rest: &str| name.ends_with('_') || rest.starts_with('(');
+        all.iter().any(|source| {
+            source.text.match_indices(&function).any(|(at, _)| whole(&source.text[at + function.len()..]))
+        })
+    };
+    let missing: Vec<String> = named.iter().filter(|name| !exists(name)).map(|name| (*name).to_owned()).collect();
+    expect_none(&missing, "tests/cves.md names tests that do not exist:");
+}

@@ -94,15 +94,15 @@ async fn links_to_the_canary(runtime: &'static str, paths: &[&str]) -> Result<()
 async fn cve_2019_19921_cve_2023_27561_cve_2023_28642_system_folders_that_are_links(
     runtime: &'static str,
 ) -> Result<()> {
-    links_to_the_canary(runtime, &["proc", "sys"]).await
+    Box::pin(links_to_the_canary(runtime, &["proc", "sys"])).await
 }
 
 async fn cve_2026_41579_cve_2026_47766_dev_that_is_a_link(runtime: &'static str) -> Result<()> {
-    links_to_the_canary(runtime, &["dev"]).await
+    Box::pin(links_to_the_canary(runtime, &["dev"])).await
 }
 
 async fn cve_2024_5154_etc_that_is_a_link(runtime: &'static str) -> Result<()> {
-    links_to_the_canary(runtime, &["etc", "etc/mtab", "run", "etc/resolv.conf", "etc/hostname"]).await
+    Box::pin(links_to_the_canary(runtime, &["etc", "etc/mtab", "run", "etc/resolv.conf", "etc/hostname"])).await
 }
 
 async fn cve_2025_31133_null_that_is_a_link(runtime: &'static str) -> Result<()> {
@@ -135,8 +135,7 @@ async fn cve_2019_5736_nobody_overwrites_a_runtime(runtime: &'static str) -> Res
     let reference = Crafted::with(layer).import(&node, "evil").await?;
     let id = client.run(&pod, &idle(&sandbox, "evil", &reference), &sandbox).await?;
     for command in ["/evil", "/writer"].repeat(10) {
-        let request =
-            cri::ExecSyncRequest { container_id: id.clone(), cmd: vec![command.to_owned(); 3], timeout: 20 };
+        let request = cri::ExecSyncRequest { container_id: id.clone(), cmd: vec![command.to_owned(); 3], timeout: 20 };
         // Whatever it says: the binaries are what counts.
         let _ = client.runtime.clone().exec_sync(request).await;
     }
@@ -160,13 +159,13 @@ async fn cve_2019_11245_the_image_s_user_stays() -> Result<()> {
         client.remove(&id).await?;
         Ok(())
     };
-    whoami(&client, "first").await?;
-    whoami(&client, "second").await?;
+    Box::pin(whoami(&client, "first")).await?;
+    Box::pin(whoami(&client, "second")).await?;
     let client = node.crash_and_restart().await?;
-    whoami(&client, "after-a-restart").await?;
+    Box::pin(whoami(&client, "after-a-restart")).await?;
     client.remove_image(&reference).await?;
     crafted.import(&node, "user").await?;
-    whoami(&client, "after-a-re-import").await
+    Box::pin(whoami(&client, "after-a-re-import")).await
 }
 
 async fn cve_2022_23648_volumes_stay_inside() -> Result<()> {
@@ -190,9 +189,8 @@ async fn cve_2022_4318_cve_2026_15809_home_with_a_line_break() -> Result<()> {
     for (index, start) in homes.iter().enumerate() {
         let home = format!("{start}{line}");
         let name = format!("home-{index}");
-        let reference = Crafted::configured(json!({"Env": ["PATH=/bin", format!("HOME={home}")]}))
-            .import(&node, &name)
-            .await?;
+        let reference =
+            Crafted::configured(json!({"Env": ["PATH=/bin", format!("HOME={home}")]})).import(&node, &name).await?;
         let plain = Crafted::configured(json!({})).import(&node, &format!("plain-{index}")).await?;
         let mut by_request = idle(&sandbox, &format!("request-{index}"), &plain);
         by_request.envs = vec![cri::KeyValue { key: "HOME".into(), value: home.clone().into_bytes() }];
@@ -235,8 +233,18 @@ async fn cve_2023_25173_cve_2022_2995_the_primary_group_counts() -> Result<()> {
 async fn cve_2024_40635_cve_2026_46680_numbers_are_never_names() -> Result<()> {
     let (node, client, sandbox, pod) = node("crun").await?;
     let users = [
-        "4294967296", "4294967295", "2147483648", "-1", "10000000000", "18446744073709551616", "0x0", "１", "1:4294967296",
-        "99999999999999999999999999", "1e1", "+0",
+        "4294967296",
+        "4294967295",
+        "2147483648",
+        "-1",
+        "10000000000",
+        "18446744073709551616",
+        "0x0",
+        "１",
+        "1:4294967296",
+        "99999999999999999999999999",
+        "1e1",
+        "+0",
     ];
     for (index, user) in users.iter().enumerate() {
         // The image says that this "name" is root.
@@ -367,10 +375,20 @@ pub fn memory(node: &Node) -> Result<u64> {
 async fn cve_2026_53488_labels_of_an_image_steer_nothing() -> Result<()> {
     let (node, client, sandbox, pod) = node("crun").await?;
     let keys = [
-        "io.kubernetes.container.name", "io.kubernetes.pod.uid", "io.kubernetes.cri.container-type",
-        "io.containerd.runtime", "containerd.io/restart.loguri", "containerd.io/restart.status", "io.cricket.log",
-        "run.oci.handler", "run.oci.hooks.stdout", "org.systemd.property.ExecStopPost", "org.criu.config",
-        "module.wasm.image/variant", "log_path", "cdi.k8s.io/x",
+        "io.kubernetes.container.name",
+        "io.kubernetes.pod.uid",
+        "io.kubernetes.cri.container-type",
+        "io.containerd.runtime",
+        "containerd.io/restart.loguri",
+        "containerd.io/restart.status",
+        "io.cricket.log",
+        "run.oci.handler",
+        "run.oci.hooks.stdout",
+        "org.systemd.property.ExecStopPost",
+        "org.criu.config",
+        "module.wasm.image/variant",
+        "log_path",
+        "cdi.k8s.io/x",
     ];
     let evil: serde_json::Map<_, _> =
         keys.iter().map(|key| ((*key).to_owned(), json!("binary:///bin/sh?-c=evil"))).collect();

@@ -63,8 +63,14 @@ async fn cve_2019_11248_no_port_but_the_streaming_server_s() -> Result<()> {
 }
 
 async fn cve_2019_11250_containerd_5453_no_secret_in_logs_or_errors() -> Result<()> {
-    const SECRETS: [&str; 6] =
-        ["hunter2-password", "aHVudGVyMjpzZWNyZXQ", "identity-secret", "signed-secret", "token-secret", "userinfo-secret"];
+    const SECRETS: [&str; 6] = [
+        "hunter2-password",
+        "aHVudGVyMjpzZWNyZXQ",
+        "identity-secret",
+        "signed-secret",
+        "token-secret",
+        "userinfo-secret",
+    ];
     let world = Box::pin(World::new()).await?;
     let hostile = Hostile::start(&world).await?;
     let mut setup = Setup::new("crun");
@@ -76,8 +82,10 @@ async fn cve_2019_11250_containerd_5453_no_secret_in_logs_or_errors() -> Result<
     let body = "see https://s3.example/blob?X-Amz-Signature=signed-secret&token=token-secret \
                 https://user:userinfo-secret@example/ Authorization: Bearer token-secret";
     let challenge = vec![("WWW-Authenticate".to_owned(), "Basic realm=\"token-secret\"".to_owned())];
-    let moved =
-        vec![("Location".to_owned(), "http://127.0.0.1:1/blob?X-Amz-Signature=signed-secret&sig=token-secret".to_owned())];
+    let moved = vec![(
+        "Location".to_owned(),
+        "http://127.0.0.1:1/blob?X-Amz-Signature=signed-secret&sig=token-secret".to_owned(),
+    )];
     for (index, answer) in [
         Answer::Error(500, Vec::new(), body.into()),
         Answer::Error(401, challenge, body.into()),
@@ -188,7 +196,8 @@ async fn cve_2021_41103_cve_2024_25621_cve_2021_41091_nothing_for_other_users() 
     std::fs::set_permissions(node.world.folder(), std::fs::Permissions::from_mode(0o755))?;
     for name in ["root", "state"] {
         let path = node.path(name).to_string_lossy().into_owned();
-        let script = format!("cd / && find {path} -mindepth 1 2>/dev/null; cat {path}/pods/{pod}.json 2>/dev/null; echo end");
+        let script =
+            format!("cd / && find {path} -mindepth 1 2>/dev/null; cat {path}/pods/{pod}.json 2>/dev/null; echo end");
         let args = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", &script];
         let seen = node.world.must("setpriv", &args).await?;
         ensure!(seen == "end\n", "{name}: nobody sees {seen}");
@@ -269,10 +278,12 @@ async fn cve_2021_30465_cve_2024_45310_mount_targets_that_flip(runtime: &'static
         let mut config = idle(&sandbox, &format!("victim-{round}"), &reference);
         config.mounts = vec![bind(&shared, "/shared"), bind(&inner, "/shared/dir/made")];
         security(&mut config).privileged = false;
-        let outcome = attempt(&client, &pod, &sandbox, &config, "cat /proc/1/mountinfo; cat /shared/link/secret").await?;
+        let outcome =
+            attempt(&client, &pod, &sandbox, &config, "cat /proc/1/mountinfo; cat /shared/link/secret").await?;
         if let Ok(seen) = outcome {
             ensure!(!seen.contains(SECRET), "round {round}: the host's file is readable: {seen}");
-            let targets = seen.lines().filter(|line| line.contains("/inner ")).filter_map(|line| line.split(' ').nth(4));
+            let targets =
+                seen.lines().filter(|line| line.contains("/inner ")).filter_map(|line| line.split(' ').nth(4));
             // Inside the container a link to `/` leads to its own root: what must never be is a mount outside of it.
             for target in targets {
                 ensure!(target.starts_with('/'), "round {round}: mounted at {target}");

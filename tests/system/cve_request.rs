@@ -287,7 +287,8 @@ async fn cve_2023_2431_a_profile_that_is_not_there_is_no_freedom() -> Result<()>
     std::fs::write(folder.join("empty.json"), "")?;
     let before = Ledger::take(&node).await?;
     let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    for profile in [String::new(), at("missing.json"), at(""), at("bad.json"), at("empty.json"), "relative.json".into()] {
+    for profile in [String::new(), at("missing.json"), at(""), at("bad.json"), at("empty.json"), "relative.json".into()]
+    {
         for deprecated in [false, true] {
             let mut config = idle(&sandbox, "profile", &reference);
             let own = security(&mut config);
@@ -313,10 +314,21 @@ async fn cve_2024_3154_cve_2023_6476_cve_2025_24965_annotations_that_steer_a_run
     let (node, client, ..) = node("crun").await?;
     let reference = Crafted::configured(json!({})).import(&node, "annotations").await?;
     let evil = [
-        "org.systemd.property.ExecStopPost", "org.systemd.property.TimeoutStopUSec", "run.oci.handler",
-        "run.oci.hooks.stdout", "run.oci.keep_original_groups", "run.oci.keep_original_groups/ctr", "org.criu.config",
-        "krun.cpus", "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.UnifiedCgroup",
-        "io.kubernetes.cri-o.UnifiedCgroup/ctr", "run.oci.systemd.subgroup", "RUN.OCI.HANDLER", "run.oci./../handler",
+        "org.systemd.property.ExecStopPost",
+        "org.systemd.property.TimeoutStopUSec",
+        "run.oci.handler",
+        "run.oci.hooks.stdout",
+        "run.oci.keep_original_groups",
+        "run.oci.keep_original_groups/ctr",
+        "org.criu.config",
+        "krun.cpus",
+        "module.wasm.image/variant",
+        "io.kubernetes.cri.container-type",
+        "io.kubernetes.cri-o.UnifiedCgroup",
+        "io.kubernetes.cri-o.UnifiedCgroup/ctr",
+        "run.oci.systemd.subgroup",
+        "RUN.OCI.HANDLER",
+        "run.oci./../handler",
     ];
     let annotations: std::collections::HashMap<_, _> =
         evil.iter().map(|key| ((*key).to_owned(), "evil".to_owned())).collect();

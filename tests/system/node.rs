@@ -192,7 +192,10 @@ impl Node {
         let opens = (10..10 + count).map(|fd| format!("exec {fd}<\"$0\"\n")).collect::<String>();
         let script = format!("{opens}exec \"$@\"");
         let starter = self.path("starter");
-        std::fs::write(&starter, format!("#!/bin/bash\nset -- \"$@\"\n{}", script.replace("$0", &file.display().to_string())))?;
+        std::fs::write(
+            &starter,
+            format!("#!/bin/bash\nset -- \"$@\"\n{}", script.replace("$0", &file.display().to_string())),
+        )?;
         std::fs::set_permissions(&starter, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         self.starter = Some(starter);
         self.launch().await
@@ -205,7 +208,11 @@ impl Node {
             .world
             .program("sh")
             // The wrapper outside of the pid namespace is not the daemon: the daemon's own shell notes its pid.
-            .args(["-c", "echo $$ >\"$1\"; binary=$2 config=$3; shift 3; exec env \"$@\" \"$binary\" serve --config \"$config\"", "lane"])
+            .args([
+                "-c",
+                "echo $$ >\"$1\"; binary=$2 config=$3; shift 3; exec env \"$@\" \"$binary\" serve --config \"$config\"",
+                "lane",
+            ])
             .arg(self.path(&format!("{name}.pid")))
             .arg(env!("CARGO_BIN_EXE_cricket"))
             .arg(config)
