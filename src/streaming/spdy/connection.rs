@@ -74,6 +74,8 @@ pub(super) struct Connection<IO> {
     written: usize,
     unflushed: bool,
     clock: Option<Pin<Box<Sleep>>>,
+    /// What is written is only a probe, which keeps no idle session alive.
+    probing: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Connection<IO> {
@@ -93,6 +95,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Connection<IO> {
             written: 0,
             unflushed: false,
             clock: None,
+            probing: false,
         }
     }
 
@@ -163,6 +166,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Connection<IO> {
         // A peer that has gone does not show as long as nothing is read. A frame that asks for no answer does not disturb
         // one that is there, and makes the kernel of one that has gone say so.
         frame::put_settings(&mut self.answers, &[]);
+        self.probing = true;
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -200,7 +204,9 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Connection<IO> {
         }
         self.written += count;
         self.unflushed = true;
-        self.shared.touch();
+        if !std::mem::take(&mut self.probing) {
+            self.shared.touch();
+        }
         if self.written == self.output.len() {
             // An idle connection holds no buffer.
             self.output = Vec::new();

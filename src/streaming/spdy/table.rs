@@ -102,7 +102,8 @@ impl Entry {
     }
 
     fn is_settled(&self) -> bool {
-        let ended = self.fin == Fin::Sent && self.peer_fin;
+        // A stream that neither side may send on is still owed its reply.
+        let ended = self.fin == Fin::Sent && self.peer_fin && !matches!(self.phase, Phase::Accepting);
         !self.held && self.reset_due.is_none() && (self.broken.is_some() || ended)
     }
 }
@@ -574,5 +575,26 @@ impl Table {
                 self.notice(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn is_heedless(&self) -> bool {
+        self.heedless
+    }
+
+    /// Bytes received and not read.
+    pub fn held(&self) -> usize {
+        self.buffered
+    }
+
+    /// Bytes written and not sent.
+    pub fn unsent(&self) -> usize {
+        self.unsent
     }
 }
