@@ -4,6 +4,7 @@
 pub mod authority;
 mod code;
 mod convert;
+mod deadline;
 mod image;
 mod node;
 mod runtime;
@@ -25,6 +26,7 @@ use crate::config::Config;
 use crate::image::Images;
 use crate::pod::Pods;
 
+pub use deadline::DeadlineLayer;
 pub use statistics::Kept;
 pub use trace::TraceLayer;
 
@@ -40,11 +42,11 @@ pub struct Services {
     pub kept: Kept,
 }
 
+/// What each request passes, from the last to the first.
+type Layers = Stack<DeadlineLayer, Stack<InterceptorLayer<Gate>, Stack<TraceLayer, Identity>>>;
+
 /// Both services on one router.
-pub fn router(
-    services: Arc<Services>,
-    max_request: usize,
-) -> Router<Stack<InterceptorLayer<Gate>, Stack<TraceLayer, Identity>>> {
+pub fn router(services: Arc<Services>, max_request: usize) -> Router<Layers> {
     let runtime = RuntimeServiceServer::from_arc(services.clone())
         .max_decoding_message_size(max_request)
         .max_encoding_message_size(MAX_ANSWER);
@@ -55,6 +57,7 @@ pub fn router(
     tonic::transport::Server::builder()
         .layer(TraceLayer)
         .layer(InterceptorLayer::new(Gate))
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(image)
         .add_service(node)
