@@ -48,7 +48,7 @@ pub fn run_pod_sandbox(request: &cri::RunPodSandboxRequest) -> Result<(), Admiss
         security_context(security)?;
     }
     sysctls(config)?;
-    cgroup_parent(linux.map_or("", |linux| &linux.cgroup_parent), false)
+    cgroup_parent(linux.map_or("", |linux| &linux.cgroup_parent))
 }
 
 /// What `sethostname` and resolvers take: 64 bytes of letters, digits, dots, dashes and underscores.
@@ -183,22 +183,15 @@ fn id_mapping(field: &str, mappings: &[cri::IdMapping]) -> Result<(), AdmissionE
     Ok(())
 }
 
-/// A cgroup parent: empty, or an absolute path; a slice where systemd makes the cgroups.
+/// A cgroup parent: empty, an absolute path, or a bare slice name as systemd writes it. Which of the two the node's cgroup
+/// driver takes is the business of `sys::cgroup`'s `Placement`, which checks it before anything is made.
 ///
 /// # Errors
-/// [`AdmissionError`] when the path is not one, or not a slice.
-pub fn cgroup_parent(text: &str, systemd: bool) -> Result<(), AdmissionError> {
-    let field = "config.linux.cgroup_parent";
-    if text.is_empty() {
-        return Ok(());
-    }
-    // With systemd, a bare slice name is as good as a path.
-    let rooted = if text.starts_with('/') || !systemd { text.to_owned() } else { format!("/{text}") };
-    absolute_path(field, &rooted)?;
-    if systemd && !text.trim_end_matches('/').ends_with(".slice") {
-        return Err(AdmissionError::new(field, text, "systemd makes the cgroups here, so it must end in .slice"));
-    }
-    Ok(())
+/// [`AdmissionError`] when it is none of them.
+pub fn cgroup_parent(text: &str) -> Result<(), AdmissionError> {
+    let is_slice = text.ends_with(".slice") && !text.contains('/');
+    let rooted = if is_slice { format!("/{text}") } else { text.to_owned() };
+    if text.is_empty() { Ok(()) } else { absolute_path("config.linux.cgroup_parent", &rooted) }
 }
 
 /// Only sysctls that a namespace of the pod owns (CVE-2022-0532, CVE-2022-0811); the rule is that of the room that writes
