@@ -172,6 +172,8 @@ pub enum ContainerError {
     MountSource { path: PathBuf, target: String, source: io::Error },
     #[error("seccomp profile {path:?} cannot be read")]
     SeccompProfile { path: PathBuf, source: io::Error },
+    #[error("AppArmor")]
+    AppArmor(#[source] crate::security::apparmor::AppArmorError),
     #[error(transparent)]
     Device(#[from] crate::devices::DeviceError),
     #[error(transparent)]

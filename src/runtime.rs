@@ -3,6 +3,7 @@
 //! `create` and `exec` run in the keeper, which becomes the parent of what they leave behind; everything else is a
 //! child of the daemon. Every call has a clock, a fixed environment and a bound on what is read of it.
 
+mod adapt;
 pub mod cli;
 pub mod features;
 pub mod handlers;
@@ -50,6 +51,9 @@ pub enum RuntimeError {
     Keeper { call: Box<Call>, source: KeeperError },
     #[error("{call}: {what}")]
     Prepare { call: Box<Call>, what: String, source: std::io::Error },
+    /// What was asked for would be left out without a word.
+    #[error("{call}: this build of the runtime has no {feature}, which the container asks for")]
+    Lacks { call: Box<Call>, feature: &'static str },
     #[error("{call}: its answer cannot be read: {answer:?}")]
     Answer { call: Box<Call>, answer: String },
 }

@@ -4,6 +4,7 @@
 //! record that names them is written first):
 //! admission → image and user → record → lease, rootfs → OCI spec, bundle → `runtime create` → monitor.
 
+use std::borrow::Cow;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -21,8 +22,11 @@ use crate::keeper::HeldProcess;
 use crate::monitor::log::LogPlace;
 use crate::monitor::{ExitReport, Monitor, Stdio, Watched};
 use crate::runtime::{CreateRequest, Stdio as RuntimeStdio};
+use crate::security::AppArmor;
 use crate::spec::mounts::propagation_of;
-use crate::spec::{BuiltSpec, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput};
+use crate::spec::{
+    AppArmorRequest, BuiltSpec, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput,
+};
 use crate::state::{ContainerPhase, ContainerRecord};
 use crate::storage::PathKind;
 use crate::sys::cgroup::OomWatch;
@@ -118,6 +122,7 @@ struct Facts {
     devices: Vec<crate::devices::ResolvedDevice>,
     cdi: cdi::Injection,
     seccomp: Option<Vec<u8>>,
+    apparmor: Option<AppArmor>,
 }
 
 /// A mount's source on the host.
@@ -170,6 +175,7 @@ async fn gather(
             devices: crate::devices::resolve(&config.devices)?,
             cdi: cdi.resolve(&cdi_devices(&config)?)?,
             seccomp: seccomp_profile(&config)?,
+            apparmor: loaded_profiles(&config)?,
         })
     })
     .await
@@ -208,6 +214,18 @@ fn seccomp_profile(config: &ContainerConfig) -> Result<Option<Vec<u8>>, Containe
     crate::sys::host::read_regular(&path, SECCOMP_CAP).map(Some).map_err(failed)
 }
 
+/// The AppArmor profiles that the kernel holds now, where the request names one: profiles are loaded while the daemon runs.
+fn loaded_profiles(config: &ContainerConfig) -> Result<Option<AppArmor>, ContainerError> {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let request = security.map(crate::spec::apparmor_request).transpose().map_err(SpecError::from)?;
+    match request {
+        Some(AppArmorRequest::Localhost(_) | AppArmorRequest::RuntimeDefault) => {
+            crate::security::apparmor::probe().map_err(ContainerError::AppArmor)
+        }
+        _ => Ok(None),
+    }
+}
+
 async fn make(
     resources: &Arc<Resources>,
     sandbox: &Arc<Sandbox>,
@@ -217,7 +235,8 @@ async fn make(
 ) -> Result<Owned, ContainerError> {
     let bundle = resources.bundle(&record.id);
     let rootfs = bundle.join("rootfs");
-    let built = build_spec(resources, sandbox, &record, image, &facts, &rootfs)?;
+    let mut built = build_spec(resources, sandbox, &record, image, &facts, &rootfs)?;
+    sandbox.runtime.adapt(&record.id, &mut built.spec)?;
     record.user = built.user.clone();
     record.stop_signal = built.stop_signal;
     record.shares_pids = sandbox.namespaces.pid != PidNamespace::Own;
@@ -267,6 +286,10 @@ fn build_spec<'a>(
         resolved_target: None,
     };
     let mounts: Vec<_> = config.mounts.iter().zip(&facts.mounts).map(resolved).collect();
+    let mut host = Cow::Borrowed(&resources.host);
+    if let Some(now) = &facts.apparmor {
+        host.to_mut().kernel.apparmor = Some(now.clone());
+    }
     let config_of_image = &image.config;
     let image_facts = ImageFacts {
         user: &config_of_image.user,
@@ -285,7 +308,7 @@ fn build_spec<'a>(
         image: &image_facts,
         passwd: facts.passwd.as_deref(),
         group: facts.group.as_deref(),
-        host: &resources.host,
+        host: &host,
         namespaces: &sandbox.namespaces,
         files: &sandbox.files,
         rootfs,

@@ -35,7 +35,7 @@ pub struct RuntimeSetup {
 /// A handler's runtime.
 #[derive(Debug)]
 pub struct OciRuntime {
-    setup: RuntimeSetup,
+    pub(super) setup: RuntimeSetup,
     pub features: RuntimeFeatures,
 }
 
@@ -103,7 +103,10 @@ fn may_have_run(error: &RuntimeError) -> bool {
         RuntimeError::Keeper { source, .. } => {
             matches!(source, KeeperError::Died { .. } | KeeperError::NoAnswer { .. } | KeeperError::NoPid { .. })
         }
-        RuntimeError::Exec { .. } | RuntimeError::Prepare { .. } | RuntimeError::Answer { .. } => false,
+        RuntimeError::Exec { .. }
+        | RuntimeError::Prepare { .. }
+        | RuntimeError::Lacks { .. }
+        | RuntimeError::Answer { .. } => false,
     }
 }
 
@@ -336,7 +339,7 @@ impl OciRuntime {
         }
     }
 
-    fn call(&self, operation: &'static str, id: &str) -> Box<Call> {
+    pub(super) fn call(&self, operation: &'static str, id: &str) -> Box<Call> {
         Box::new(Call { runtime: self.setup.handler.clone(), operation, container: id.to_owned() })
     }
 

@@ -9,11 +9,15 @@ const TAIL: u64 = 64 * 1024;
 /// Bytes of a message that go into an error.
 const MESSAGE: usize = 4096;
 
+/// The levels of what ended an operation.
+const SEVERE: [&str; 3] = ["error", "fatal", "panic"];
+
 #[derive(serde::Deserialize)]
 struct Line {
     #[serde(default)]
     level: String,
-    #[serde(default)]
+    // crun and runc say `msg`, youki `message` (and its levels in capitals).
+    #[serde(default, alias = "message")]
     msg: String,
 }
 
@@ -28,7 +32,7 @@ pub fn last_error(log: &Path) -> Option<String> {
     let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
     let parsed =
         || lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).filter(|line| !line.msg.is_empty());
-    let error = parsed().find(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"));
+    let error = parsed().find(|line| SEVERE.iter().any(|level| line.level.eq_ignore_ascii_case(level)));
     let message = error.or_else(|| parsed().next()).map(|line| line.msg);
     message.or_else(|| lines().next().map(str::to_owned)).map(|text| cut(&text))
 }

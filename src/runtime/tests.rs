@@ -12,7 +12,7 @@ fn the_last_error_is_found_in_any_log() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let long = format!("{{\"level\":\"error\",\"msg\":\"{}\"}}\n", "x".repeat(100_000));
-    let cases: [(&str, Option<&str>); 8] = [
+    let cases: [(&str, Option<&str>); 9] = [
         ("", None),
         ("\n \n", None),
         ("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"warning\",\"msg\":\"b\"}\n", Some("a")),
@@ -20,6 +20,7 @@ fn the_last_error_is_found_in_any_log() {
         ("{\"level\":\"debug\",\"msg\":\"only this\"}", Some("only this")),
         ("plain\nwords \u{1b}[2J\r\n", Some("words  [2J")),
         ("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"err", Some("a")),
+        ("{\"level\":\"ERROR\",\"message\":\"of youki\"}\n{\"level\":\"WARN\",\"message\":\"b\"}\n", Some("of youki")),
         (&long, Some("xxx")),
     ];
     for (text, expected) in cases {
