@@ -4,6 +4,11 @@
 //! is no inotify instance, of which a user has few. Version 1 wakes an eventfd *before* the kill, and again when the cgroup
 //! goes away; its counter is in `memory.oom_control` (Linux 4.13). Under systemd a scope may be removed as soon as its last
 //! process is gone: from then on the descriptor answers ENODEV and the last count seen stands.
+//!
+//! On version 2 the container's kill and its scope's removal may both come before we have read anything. The slice above it
+//! stays, and its counter has the kills of all below it (cgroup-v2.rst, "memory.events"), so it is read as well: what it has
+//! risen by since the last look at which the container's own counter still answered is the container's, unless a sibling was
+//! killed for memory in that same moment.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -46,6 +51,43 @@ fn oom_kill(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok())
 }
 
+/// The counter of the cgroup above.
+#[derive(Debug)]
+struct Above {
+    events: File,
+    wake: Option<AsyncFd<OwnedFd>>,
+    /// The count at the last look at which the container's own counter answered.
+    settled: AtomicU64,
+}
+
+impl Above {
+    /// `None` where there is no such counter (the root has none) or it cannot be watched: then only the container's own counts.
+    fn of(cgroup: &Cgroup) -> Option<Self> {
+        let path = cgroup.dir("memory")?.parent()?.join("memory.events");
+        let events = File::open(path).ok()?;
+        let wake = pollable(events.as_fd().try_clone_to_owned().ok()?, Interest::PRIORITY).ok()?;
+        let settled = AtomicU64::new(count(&events)?);
+        Some(Self { events, wake, settled })
+    }
+
+    /// Waits until some cgroup below it may have had a kill.
+    async fn changed(&self) {
+        let Some(wake) = &self.wake else { return std::future::pending().await };
+        match wake.ready(Interest::PRIORITY).await {
+            // Taken back before the counters are read, so that what happens after the read wakes again.
+            Ok(mut guard) => guard.clear_ready(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// The count that a descriptor of an events file answers; `None` once its cgroup is gone.
+fn count(events: &File) -> Option<u64> {
+    let mut buffer = [0; EVENTS_CAP];
+    let length = rustix::io::pread(events, &mut buffer, 0).ok()?;
+    oom_kill(std::str::from_utf8(&buffer[..length]).ok()?)
+}
+
 /// A counter that outlives its cgroup. Open it once the cgroup exists and before the container's process starts.
 #[derive(Debug)]
 pub struct OomWatch {
@@ -53,6 +95,8 @@ pub struct OomWatch {
     wake: Option<AsyncFd<OwnedFd>>,
     version: CgroupVersion,
     seen: AtomicU64,
+    /// Version 2: the counter of the cgroup above, which outlives this one.
+    above: Option<Above>,
     /// Version 1: memory ran out while the cgroup existed, so a kill is under way that the counter may not show yet.
     ran_out: AtomicBool,
 }
@@ -92,8 +136,9 @@ impl OomWatch {
             CgroupVersion::V1 => eventfd(&path, &events).and_then(|fd| pollable(fd, Interest::READABLE)),
         };
         let wake = wake.map_err(failed)?;
-        let watch =
-            Self { events, wake, version: cgroup.version(), seen: AtomicU64::new(0), ran_out: AtomicBool::new(false) };
+        let version = cgroup.version();
+        let above = if version == CgroupVersion::V2 { Above::of(cgroup) } else { None };
+        let watch = Self { events, wake, version, seen: AtomicU64::new(0), above, ran_out: AtomicBool::new(false) };
         watch.oom_kills();
         Ok(watch)
     }
@@ -103,9 +148,20 @@ impl OomWatch {
     pub async fn changed(&self) {
         loop {
             let Some(wake) = &self.wake else { return std::future::pending().await };
-            let ready = match self.version {
-                CgroupVersion::V2 => wake.ready(Interest::PRIORITY).await,
-                CgroupVersion::V1 => wake.ready(Interest::READABLE).await,
+            let ready = match (self.version, &self.above) {
+                (CgroupVersion::V1, _) => wake.ready(Interest::READABLE).await,
+                (CgroupVersion::V2, None) => wake.ready(Interest::PRIORITY).await,
+                (CgroupVersion::V2, Some(above)) => tokio::select! {
+                    ready = wake.ready(Interest::PRIORITY) => ready,
+                    () = above.changed() => {
+                        let before = self.seen.load(Ordering::Relaxed);
+                        match self.read() {
+                            Some(now) if now > before => return,
+                            Some(_) => continue,
+                            None => return std::future::pending().await,
+                        }
+                    }
+                },
             };
             let Ok(mut guard) = ready else { return std::future::pending().await };
             if self.version == CgroupVersion::V1 {
@@ -135,6 +191,12 @@ impl OomWatch {
             Some(now) => now,
             None => {
                 let seen = self.seen.load(Ordering::Relaxed);
+                if seen == 0
+                    && let Some(above) = &self.above
+                {
+                    let risen = count(&above.events).is_some_and(|now| now > above.settled.load(Ordering::Relaxed));
+                    return u64::from(risen);
+                }
                 // The wake-up came before the kill, and the cgroup went before the kill was counted.
                 if seen == 0 && self.ran_out.load(Ordering::Relaxed) { 1 } else { seen }
             }
@@ -142,9 +204,12 @@ impl OomWatch {
     }
 
     fn read(&self) -> Option<u64> {
-        let mut buffer = [0; EVENTS_CAP];
-        let length = rustix::io::pread(&self.events, &mut buffer, 0).ok()?;
-        let now = oom_kill(std::str::from_utf8(&buffer[..length]).ok()?)?;
+        // The one above first: a kill between the two reads then shows in our own counter, and is not taken for settled.
+        let all = self.above.as_ref().and_then(|above| count(&above.events));
+        let now = count(&self.events)?;
+        if let (Some(above), Some(all)) = (&self.above, all) {
+            above.settled.fetch_max(all, Ordering::Relaxed);
+        }
         Some(self.seen.fetch_max(now, Ordering::Relaxed).max(now))
     }
 }

@@ -296,6 +296,29 @@ async fn a_watch_on_a_plain_file_still_counts() {
     assert_eq!(watch.oom_kills(), 2, "the last count stands");
 }
 
+#[tokio::test]
+async fn a_kill_whose_cgroup_went_first_is_found_in_the_slice_above() {
+    let (root, layout) = machine(V2, "0::/\n");
+    let cgroup = layout.cgroup(&path("/pod.slice/a.scope"));
+    let slice = root.path().join("sys/fs/cgroup/pod.slice");
+    let events = |dir: &std::path::Path, text: &str| fs::write(dir.join("memory.events"), text).unwrap();
+    // A descriptor of a removed cgroup answers ENODEV; of a plain file that stands for one, an answer without a count.
+    for (above, gone, verdict) in [("oom_kill 6", true, 1), ("oom_kill 5", true, 0), ("oom_kill 9", false, 0)] {
+        fs::create_dir_all(slice.join("a.scope")).unwrap();
+        events(&slice, "oom_kill 5\n");
+        events(&slice.join("a.scope"), "oom_kill 0\n");
+        let watch = OomWatch::of(&cgroup).unwrap();
+        if gone {
+            events(&slice.join("a.scope"), "");
+        }
+        events(&slice, above);
+        assert_eq!(watch.oom_kills(), verdict, "{above} {gone}");
+        // What a sibling had while this cgroup still answered is not its own.
+        events(&slice.join("a.scope"), "");
+        assert_eq!(watch.oom_kills(), verdict, "{above} {gone}, later");
+    }
+}
+
 mod real {
     //! On this machine's own hierarchies, in a cgroup of the test's own.
 
