@@ -2,9 +2,10 @@
 
 SHELL = /bin/bash
 RUNTIME ?= crun
+REPEAT ?= 1
 ENV = . deploy/scripts/toolchain.sh
 
-.PHONY: help run test system-test crictl critest bench build tools images deps clean
+.PHONY: help run test vm-test system-test crictl critest youki bench build tools images deps clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,8 +34,14 @@ system-test: build tools images ## Only the system lane (as root); TEST=name pic
 crictl: build tools images ## Only the crictl script (as root), with RUNTIME=crun or runc
 	@$(ENV) && need_root $@ && tests/crictl.sh $(RUNTIME)
 
-critest: build tools images ## The upstream suite (as root), with RUNTIME=crun or runc; FLAGS are critest's
-	@$(ENV) && need_root $@ && tests/critest.sh $(RUNTIME) $(FLAGS)
+critest: build tools images ## The upstream suite (as root), with RUNTIME=crun, runc or youki; FLAGS are critest's; REPEAT=n
+	@$(ENV) && need_root $@ && REPEAT=$(REPEAT) tests/critest.sh $(RUNTIME) $(FLAGS)
+
+youki: ## A third runtime into critest/bin, from crates.io (some minutes), for RUNTIME=youki
+	@$(ENV) && need_cargo && deploy/scripts/youki.sh
+
+vm-test: build tools images ## cgroup v2, systemd and AppArmor in a QEMU guest (as root); STEPS picks of service critest crictl system
+	@$(ENV) && need_root $@ && deploy/scripts/install.sh vm && cargo test --no-run --test system && tests/vm.sh $(STEPS)
 
 bench: tools images ## Latency and memory beside the raw runtime (as root), with RUNTIME=crun or runc
 	@$(ENV) && need_root $@ && need_cargo && cargo build --release && tests/bench.sh $(RUNTIME)

@@ -74,6 +74,9 @@ certs_d = []
 [log]
 level = "${LOG_LEVEL:-info,cricket=debug}"
 EOF
+    if [ "${RUNTIME:-}" = youki ]; then
+        printf '\n[runtime.handlers.youki]\npath = "%s"\n' "$(PATH=$PATH:$TOP/critest/bin command -v youki)" >>"$NODE/config.toml"
+    fi
     cat >"$NODE/crictl.yaml" <<EOF
 runtime-endpoint: unix://$SOCKET
 image-endpoint: unix://$SOCKET

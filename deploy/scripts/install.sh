@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs with apt what is missing of the packages for a purpose: install.sh run | install.sh test
+# Installs with apt what is missing of the packages for a purpose: install.sh run | test | vm
 set -eu
 case ${1:-} in
 run) packages="crun containernetworking-plugins iptables iproute2 procps util-linux gcc libc6-dev make ca-certificates" ;;
 test) packages="crun runc containernetworking-plugins iptables iproute2 procps util-linux busybox docker-registry
     protobuf-compiler jq gcc libc6-dev make ca-certificates git" ;;
-*) echo "usage: install.sh run|test" >&2; exit 2 ;;
+vm) packages="qemu-system-x86 debootstrap e2fsprogs binutils jq ca-certificates" ;;
+*) echo "usage: install.sh run|test|vm" >&2; exit 2 ;;
 esac
 missing=
 for package in $packages; do

@@ -1,0 +1,96 @@
+#!/bin/bash
+# Runs inside the guest, as the service vm-run: installs cricket as an operator would, runs the steps that the payload's
+# settings name, and writes /results to the third disk. Each step adds a line with its counts to /results/summary.
+set -u
+. /payload/settings
+PAYLOAD=/payload/top
+RESULTS=/results
+mkdir -p "$RESULTS"
+exec > >(tee -a "$RESULTS/guest.log") 2>&1
+
+say() { echo "[$(cut -d' ' -f1 /proc/uptime)] $*"; }
+summary() { echo "$*" | tee -a "$RESULTS/summary"; }
+
+# The source tree at the place where the tests were built.
+mkdir -p "$(dirname "$TOP")"
+[ "$TOP" = "$PAYLOAD" ] || ln -sfn "$PAYLOAD" "$TOP"
+
+install_cricket() {
+    ip link set lo up
+    # A default route that leads nowhere, as in the lane.
+    ip link add uplink0 type veth peer name uplink1
+    ip address add 192.0.2.2/24 dev uplink0
+    ip link set uplink0 up
+    ip link set uplink1 up
+    ip route add default via 192.0.2.1
+    install -m 755 "$PAYLOAD/target/debug/cricket" /usr/local/bin/cricket
+    install -m 755 "$PAYLOAD/critest/bin/crictl" /usr/local/bin/crictl
+    install -D -m 644 "$PAYLOAD/deploy/cricket.service" /etc/systemd/system/cricket.service
+    install -D -m 644 "$PAYLOAD/deploy/config.toml" /etc/cricket/config.toml
+    install -D -m 644 "$PAYLOAD/deploy/crictl.yaml" /etc/crictl.yaml
+    sed -i 's/^timeout:.*/timeout: 120/' /etc/crictl.yaml
+    install -D -m 644 "$PAYLOAD/deploy/10-cricket-bridge.conflist" /etc/cni/net.d/10-cricket-bridge.conflist
+    mkdir -p /etc/cricket/conf.d /var/lib/images
+    # Only what a guest without registries needs; the cgroup driver is left to cricket.
+    printf '[image]\nregistries_conf = "/var/lib/images/registries.conf"\n\n[log]\nlevel = "info,cricket=debug"\n' >/etc/cricket/conf.d/vm.toml
+    systemd-run --quiet --unit=images --property=KillMode=mixed "$PAYLOAD/critest/bin/testimages" serve \
+        -out "$PAYLOAD/critest/images/out" -dir /var/lib/images
+    systemctl daemon-reload
+}
+
+# limited SECONDS LOG COMMAND...: its output goes to a file of the results.
+limited() {
+    local limit=$1 log=$RESULTS/$2
+    shift 2
+    timeout -k 30 "$limit" "$@" >"$log" 2>&1 </dev/null
+}
+
+step_service() {
+    limited 1200 service.log "$PAYLOAD/tests/vm/service.sh"
+    grep -E '^FAIL' "$RESULTS/service.log"
+    summary "service: $(tail -n 1 "$RESULTS/service.log" | grep -E 'passed,' || echo 'no end: 0 passed, 1 failed, 0 skipped')"
+}
+
+step_critest() {
+    local runtime
+    for runtime in $RUNTIMES; do
+        printf '[runtime]\ndefault = "%s"\n' "$runtime" >/etc/cricket/conf.d/runtime.toml
+        systemctl restart cricket
+        limited 3600 "critest-$runtime.log" "$PAYLOAD/tests/vm/critest.sh" "$runtime"
+        summary "critest-$runtime: $(tail -n 1 "$RESULTS/critest-$runtime.log" | grep -E 'passed,' || echo 'no end: 0 passed, 1 failed, 0 skipped')"
+        sed -n 's/^  /    /p' "$RESULTS/critest-$runtime.log" >>"$RESULTS/summary"
+        rm -f /etc/cricket/conf.d/runtime.toml
+    done
+}
+
+step_crictl() {
+    limited 1800 crictl.log "$TOP/tests/crictl.sh" crun
+    summary "crictl: $(sed -n 's/.*: \([0-9]* passed, .*\)/\1/p' "$RESULTS/crictl.log" | tail -n 1 | grep . || echo '0 passed, 1 failed, 0 skipped')"
+    grep -A 6 '^FAIL' "$RESULTS/crictl.log" | sed 's/^/    /' >>"$RESULTS/summary"
+}
+
+step_system() {
+    # shellcheck disable=SC2086 # names of tests
+    limited 3600 system.log "$TOP/tests/in-lane.sh" /payload/system --ignored --test-threads 2 $TEST
+    summary "system: $(awk '/^test result: / { print $4 " passed, " $6 " failed, 0 skipped"; found = 1 }
+        END { if (!found) print "0 passed, 1 failed, 0 skipped" }' "$RESULTS/system.log")"
+    grep -E '^test .* FAILED$' "$RESULTS/system.log" | sed 's/^/    /' >>"$RESULTS/summary"
+}
+
+collect() {
+    journalctl --no-pager -o short-monotonic -u cricket >"$RESULTS/cricket.journal" 2>&1
+    journalctl --no-pager -o short-monotonic >"$RESULTS/all.journal" 2>&1
+    dmesg >"$RESULTS/dmesg" 2>&1
+    tar -C "$RESULTS" -cf /dev/vdc .
+    sync
+}
+trap collect EXIT
+
+say "systemd $(systemctl --version | head -n 1), kernel $(uname -r), $(crun --version | head -n 1), $(runc --version | head -n 1)"
+say "cgroup: $(stat -f -c %T /sys/fs/cgroup), AppArmor: $(cat /sys/module/apparmor/parameters/enabled)"
+install_cricket
+for step in $STEPS; do
+    say "step $step"
+    "step_$step"
+done
+say "done"
