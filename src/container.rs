@@ -64,6 +64,7 @@ pub struct Resources {
     pub cgroups: Cgroups,
     pub host: HostFacts,
     pub cdi: Arc<crate::devices::cdi::Cdi>,
+    pub apparmor: crate::security::apparmor::Profiles,
     pub state_dir: PathBuf,
     /// Longest text of one log record, in bytes.
     pub max_log_line: usize,
@@ -176,6 +177,8 @@ pub enum ContainerError {
     AppArmor(#[source] crate::security::apparmor::AppArmorError),
     #[error(transparent)]
     Device(#[from] crate::devices::DeviceError),
+    #[error("AppArmor")]
+    AppArmor(#[from] crate::security::apparmor::AppArmorError),
     #[error(transparent)]
     Cdi(#[from] crate::devices::cdi::CdiError),
     #[error("storage")]

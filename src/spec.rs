@@ -46,7 +46,7 @@ use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use crate::devices::cdi::Injection;
 use crate::devices::{DeviceNode, ResolvedDevice};
-use crate::security::Facts;
+use crate::security::{AppArmor, Facts};
 
 pub use annotations::AnnotationError;
 pub use apparmor::{AppArmorError, AppArmorRequest, apparmor_request};
@@ -91,6 +91,8 @@ pub struct SpecInput<'a> {
     pub devices: &'a [ResolvedDevice],
     /// What the CDI devices that the request names change.
     pub cdi: &'a Injection,
+    /// AppArmor as it is now; `None` where it is off.
+    pub apparmor: Option<&'a AppArmor>,
     /// The profile at [`seccomp_localhost_path`], read by the caller.
     pub seccomp_localhost: Option<&'a [u8]>,
     /// The pod's SELinux level (`s0:c1,c2`), which the pod driver chose; for containers that ask for none.
@@ -109,7 +111,7 @@ pub struct ImageFacts<'a> {
     pub volumes: &'a [String],
 }
 
-/// The host, as probed at start. [`Facts::apparmor`] should be fresh when a Localhost profile is asked for.
+/// The host, as probed at start.
 #[derive(Debug, Clone)]
 pub struct HostFacts {
     pub kernel: Facts,
@@ -122,7 +124,7 @@ pub struct HostFacts {
 pub struct PodFiles {
     pub hostname: Option<PathBuf>,
     pub resolv_conf: PathBuf,
-    /// Absent: the kubelet mounts one, or the image's own is kept.
+    /// For containers whose request mounts none; absent: the image's own is kept.
     pub hosts: Option<PathBuf>,
     /// The pod's shared memory; the host's `/dev/shm` with host IPC.
     pub shm: PathBuf,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cri_proto::runtime::v1::{ContainerConfig, Mount};
+use cri_proto::runtime::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount};
 use rustix::pipe::PipeFlags;
 
 use crate::admission::ContainerKey;
@@ -121,6 +121,7 @@ struct Facts {
     mounts: Vec<Source>,
     devices: Vec<crate::devices::ResolvedDevice>,
     cdi: cdi::Injection,
+    apparmor: Option<AppArmor>,
     seccomp: Option<Vec<u8>>,
     apparmor: Option<AppArmor>,
 }
@@ -159,6 +160,7 @@ async fn gather(
     let (storage, chain) = (resources.storage.clone(), image.chain.clone());
     let config = record.config.clone();
     let cdi = resources.cdi.clone();
+    let apparmor = apparmor(resources, &config).await?;
     crate::task::blocking(move || {
         for path in REAL_DIRS {
             let kind = match storage.path_kind(&chain, path)? {
@@ -174,6 +176,7 @@ async fn gather(
             mounts: config.mounts.iter().map(mount_source).collect::<Result<_, _>>()?,
             devices: crate::devices::resolve(&config.devices)?,
             cdi: cdi.resolve(&cdi_devices(&config)?)?,
+            apparmor,
             seccomp: seccomp_profile(&config)?,
             apparmor: loaded_profiles(&config)?,
         })
@@ -198,6 +201,25 @@ fn mount_source(mount: &Mount) -> Result<Source, ContainerError> {
     let path_now = crate::sys::host::real_path(&path).map_err(failed)?;
     let is_dir = fs::metadata(&path_now).map_err(failed)?.is_dir();
     Ok(Source { path: path_now, kind: if is_dir { SourceKind::Directory } else { SourceKind::File } })
+}
+
+/// AppArmor as it is now, with the default profile loaded if the container is to have it. Only one that asked for that
+/// profile is refused when it cannot be had; one that said nothing goes without, as on a node without AppArmor.
+async fn apparmor(resources: &Resources, config: &ContainerConfig) -> Result<Option<AppArmor>, ContainerError> {
+    let none = LinuxContainerSecurityContext::default();
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).unwrap_or(&none);
+    match crate::spec::apparmor_request(security).map_err(SpecError::from)? {
+        _ if security.privileged => Ok(None),
+        AppArmorRequest::Unconfined | AppArmorRequest::Localhost(_) => Ok(resources.apparmor.state()?),
+        AppArmorRequest::RuntimeDefault => Ok(resources.apparmor.with_default().await?),
+        AppArmorRequest::Unset => match resources.apparmor.with_default().await {
+            Ok(state) => Ok(state),
+            Err(error) => {
+                tracing::warn!(error = %crate::telemetry::chain(&error), "a container goes without an AppArmor profile");
+                Ok(resources.apparmor.state()?)
+            }
+        },
+    }
 }
 
 /// The CDI devices that the request names. The pod's annotations are the user's and name none (decision 019).
@@ -317,6 +339,7 @@ fn build_spec<'a>(
         mounts: &mounts,
         devices: &facts.devices,
         cdi: &facts.cdi,
+        apparmor: facts.apparmor.as_ref(),
         seccomp_localhost: facts.seccomp.as_deref(),
         hostname: &sandbox.hostname,
         selinux_level: None,

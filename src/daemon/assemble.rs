@@ -18,6 +18,7 @@ use crate::network::Network;
 use crate::pod::Pods;
 use crate::rpc::Services;
 use crate::runtime::{Handlers, HandlersError, HandlersOptions};
+use crate::security::apparmor::Profiles;
 use crate::spec::HostFacts;
 use crate::state::{Records, Store};
 use crate::storage::{Storage, StorageOptions};
@@ -69,6 +70,10 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         move || cdi.refresh()
     })
     .await;
+    let apparmor = Profiles::default();
+    if let Err(error) = apparmor.with_default().await {
+        tracing::warn!(error = %crate::telemetry::chain(&error), "containers that ask for RuntimeDefault AppArmor will be refused");
+    }
     let resources = Arc::new(Resources {
         keeper,
         runtimes: ArcSwap::from_pointee(runtimes),
@@ -78,6 +83,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         cgroups,
         host,
         cdi,
+        apparmor,
         state_dir: config.server.state.clone(),
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit};
 
+use super::CgroupVersion;
 use super::caps::{Cap, CapSet};
 use super::seccomp::Arch;
-use super::{AppArmor, CgroupVersion, apparmor};
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -24,8 +24,6 @@ pub struct Facts {
     pub kernel: (u32, u32),
     /// The kernel can filter system calls.
     pub seccomp: bool,
-    /// `None`: not in the kernel, or off.
-    pub apparmor: Option<AppArmor>,
     pub selinux: bool,
     /// A bind mount can be made read-only with all that is mounted below it (`mount_setattr(2)`, Linux 5.12).
     pub recursive_read_only: bool,
@@ -49,8 +47,6 @@ pub enum ProbeError {
     Status { path: PathBuf, key: &'static str },
     #[error("/sys/fs/cgroup: its file system cannot be examined")]
     Cgroup { source: io::Error },
-    #[error("AppArmor is on, but unusable")]
-    AppArmor { source: apparmor::AppArmorError },
 }
 
 /// Reads the facts. A dozen small reads of procfs and sysfs; it never waits for a disk or another process.
@@ -73,7 +69,6 @@ pub fn probe() -> Result<Facts, ProbeError> {
         arch: Arch::native(),
         kernel,
         seccomp: fields.contains_key("Seccomp"),
-        apparmor: apparmor::probe().map_err(|source| ProbeError::AppArmor { source })?,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_read_only: kernel >= (5, 12),
         min_oom_score_adj: min_oom_score_adj(caps)?,

@@ -69,7 +69,7 @@ pub(super) fn profile(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Option
         return Ok(None);
     }
     let request = apparmor_request(asked.security)?;
-    let Some(state) = &input.host.kernel.apparmor else {
+    let Some(state) = input.apparmor else {
         return match request {
             AppArmorRequest::Localhost(name) => Err(AppArmorError::Disabled { name }),
             _ => Ok(None),

@@ -28,6 +28,7 @@ pub(super) struct Case {
     pub files: PodFiles,
     pub devices: Vec<crate::devices::ResolvedDevice>,
     pub cdi: crate::devices::cdi::Injection,
+    pub apparmor: Option<AppArmor>,
     pub seccomp_localhost: Option<Vec<u8>>,
     pub rootfs: PathBuf,
     pub cgroups_path: String,
@@ -52,7 +53,6 @@ impl Default for Case {
                     arch: Some(Arch::X86_64),
                     kernel: (6, 1),
                     seccomp: true,
-                    apparmor: None,
                     selinux: false,
                     recursive_read_only: true,
                     min_oom_score_adj: 0,
@@ -74,6 +74,7 @@ impl Default for Case {
             },
             devices: vec![],
             cdi: crate::devices::cdi::Injection::default(),
+            apparmor: None,
             seccomp_localhost: None,
             rootfs: "/run/cricket/k8s.io/ctr/rootfs".into(),
             cgroups_path: "/kubepods/pod1/ctr".into(),
@@ -149,6 +150,7 @@ impl Case {
             mounts: &mounts,
             devices: &self.devices,
             cdi: &self.cdi,
+            apparmor: self.apparmor.as_ref(),
             seccomp_localhost: self.seccomp_localhost.as_deref(),
             selinux_level: Some("s0:c1,c2"),
         })
@@ -284,7 +286,7 @@ fn apparmor_profiles() {
     let localhost = |name: &str| cri::SecurityProfile { profile_type: 2, localhost_ref: name.into() };
     case.security().apparmor = Some(localhost("localhost/mine"));
     assert!(case.refused().contains("not enabled"));
-    case.host.kernel.apparmor = Some(AppArmor { loaded: BTreeSet::from(["mine".to_owned()]) });
+    case.apparmor = Some(AppArmor { loaded: BTreeSet::from(["mine".to_owned()]) });
     assert_eq!(profile(&case).as_deref(), Some("mine"));
     case.security().apparmor_profile = "localhost/other".into();
     assert_eq!(profile(&case).as_deref(), Some("mine"), "the new field wins");
@@ -298,7 +300,7 @@ fn apparmor_profiles() {
     assert_eq!(profile(&case), None, "no default profile is loaded");
     case.security().apparmor = Some(cri::SecurityProfile::default());
     assert!(case.refused().contains("cricket-default"), "RuntimeDefault is a promise");
-    case.host.kernel.apparmor.as_mut().unwrap().loaded.insert("cricket-default".into());
+    case.apparmor.as_mut().unwrap().loaded.insert("cricket-default".into());
     assert_eq!(profile(&case).as_deref(), Some("cricket-default"));
     case.privileged();
     assert_eq!(profile(&case), None);
