@@ -263,7 +263,8 @@ impl Pods {
                 hostname: Some(paths.hostname()),
                 resolv_conf: paths.resolv_conf(),
                 shm: if options.ipc() == NamespaceMode::Node { PathBuf::from("/dev/shm") } else { paths.shm() },
-                hosts: None,
+                // A pod that an older daemon made has none.
+                hosts: Some(paths.hosts()).filter(|path| path.exists()),
                 writable: false,
             },
             cgroup_parent: record.cgroup_parent.clone(),
@@ -352,6 +353,10 @@ impl Paths {
 
     fn hostname(&self) -> PathBuf {
         self.files.join("hostname")
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.files.join("hosts")
     }
 
     fn shm(&self) -> PathBuf {

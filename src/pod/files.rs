@@ -1,4 +1,4 @@
-//! What every container of a pod shares on disk: resolv.conf, hostname and /dev/shm.
+//! What every container of a pod shares on disk: resolv.conf, hostname, hosts and /dev/shm.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -30,6 +30,27 @@ pub(super) fn make(paths: &Paths, hostname: &str, dns: Option<&DnsConfig>, own_i
             .map_err(|error| PodError::File { path: paths.shm(), source: io::Error::other(error) })?;
     }
     Ok(())
+}
+
+/// Writes the pod's `/etc/hosts`, for containers whose request brings none (the kubelet's always do): the node's own in the
+/// node's network, else the loopback names, and the pod's name at its addresses.
+pub(super) fn make_hosts(paths: &Paths, hostname: &str, ips: &[String], host_network: bool) -> Result<(), PodError> {
+    let text = if host_network {
+        // A node without hosts has pods without hosts.
+        fs::read("/etc/hosts").unwrap_or_default()
+    } else {
+        hosts(hostname, ips).into_bytes()
+    };
+    write(&paths.hosts(), &text)
+}
+
+fn hosts(hostname: &str, ips: &[String]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    text.push_str("fe00::\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
+    for ip in ips {
+        text.push_str(&format!("{ip}\t{hostname}\n"));
+    }
+    text
 }
 
 /// Takes them away; what is gone already is fine.
@@ -90,5 +111,13 @@ mod tests {
         let want = "search a.example b.example\nnameserver 10.10.10.10\nnameserver fd00::1\noptions ndots:8\n";
         assert_eq!(resolv_conf(&dns), want);
         assert_eq!(resolv_conf(&DnsConfig::default()), "");
+    }
+
+    #[test]
+    fn hosts_names_the_pod_at_each_of_its_addresses() {
+        let text = hosts("web", &["10.85.0.7".into(), "fd00::7".into()]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "127.0.0.1\tlocalhost");
+        assert_eq!(lines[lines.len() - 2..], ["10.85.0.7\tweb", "fd00::7\tweb"]);
     }
 }

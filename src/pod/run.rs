@@ -155,6 +155,9 @@ impl Pods {
             record.ips = attachment.ips.iter().map(ToString::to_string).collect();
             record.network = serde_json::to_value(&attachment).map_err(|source| PodError::NetworkRecord { source })?;
         }
+        // Only now are the addresses known.
+        let paths = Paths::new(&resources.state_dir, &record.id);
+        files::make_hosts(&paths, &record.hostname, &record.ips, host_network)?;
         record.phase = SandboxPhase::Ready;
         resources.store.put_sandbox(record)?;
         Ok(())

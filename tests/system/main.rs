@@ -7,6 +7,7 @@
 //! ```text
 //! world      namespaces, and running programs in them
 //!   node     a daemon in a world: configuration, registry, network, start, kill, restart
+//!     outside            a neighbour on the node's network, and clients of what pods serve
 //!     client, requests   the CRI as a client sees it; sandbox and container configurations
 //!     ledger             everything that could be left behind, before and after
 //!   hostile, archive, crafted   a registry and images that misbehave
@@ -20,6 +21,7 @@ mod crafted;
 mod hostile;
 mod ledger;
 mod node;
+mod outside;
 mod requests;
 mod world;
 
@@ -33,13 +35,16 @@ mod cve_image;
 mod cve_node;
 mod cve_request;
 mod devices;
+mod dual_stack;
 mod exec;
 mod full_disk;
+mod hostports;
 mod images;
 mod lifecycle;
 mod logs;
 mod old_kubelet;
 mod pods;
+mod security_context;
 mod server;
 
 /// Makes two tests, `name::crun` and `name::runc`, of each `async fn name(runtime: &'static str) -> anyhow::Result<()>`.

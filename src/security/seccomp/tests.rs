@@ -81,6 +81,36 @@ fn namespaces_are_made_only_with_sys_admin() {
     assert!(allowed(&with, "clone", [newuser | 17, 0]) && allowed(&with, "clone3", [0, 0]));
 }
 
+/// Every name and every rule, to be compared with what the field's runtimes ship. Last compared in step with moby's
+/// profile of June 2026: it has besides what we have `riscv_hwprobe` on every machine; we have besides `file_getattr`,
+/// `file_setattr` (Linux 6.17) and `uprobe` (6.18), refuse more socket families, and refuse `socketcall`.
+#[test]
+fn the_default_profile_as_a_whole() {
+    let arches = [Arch::X86_64, Arch::Aarch64, Arch::Riscv64, Arch::S390x, Arch::Ppc64le, Arch::Loongarch64];
+    insta::assert_json_snapshot!("default_x86_64", default_profile(Arch::X86_64, CapSet::EMPTY));
+    let plain: BTreeSet<String> = names(&default_profile(Arch::Loongarch64, CapSet::EMPTY));
+    let of_machine = |arch| {
+        let profile = default_profile(arch, CapSet::EMPTY);
+        let own: Vec<_> = names(&profile).difference(&plain).cloned().collect();
+        (format!("{arch:?}"), profile.architectures().clone().unwrap(), own)
+    };
+    insta::assert_json_snapshot!("default_by_machine", arches.map(of_machine));
+    let with = |cap: &Cap| {
+        let profile = default_profile(Arch::Loongarch64, [*cap].into_iter().collect());
+        let more: Vec<_> = names(&profile).difference(&plain).cloned().collect();
+        (format!("{cap:?}"), more)
+    };
+    let by_cap: Vec<_> = table::WITH_CAP.iter().map(|(cap, _)| with(cap)).collect();
+    insta::assert_json_snapshot!("default_by_capability", by_cap);
+}
+
+/// The calls that are allowed without a look at their arguments.
+fn names(profile: &LinuxSeccomp) -> BTreeSet<String> {
+    let rules = profile.syscalls().iter().flatten();
+    let plain = rules.filter(|rule| rule.action() == LinuxSeccompAction::ScmpActAllow && rule.args().is_none());
+    plain.flat_map(|rule| rule.names().clone()).collect()
+}
+
 #[test]
 fn s390_is_looked_at_in_its_second_argument() {
     let profile = default_profile(Arch::S390x, CapSet::EMPTY);
