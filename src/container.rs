@@ -173,8 +173,6 @@ pub enum ContainerError {
     MountSource { path: PathBuf, target: String, source: io::Error },
     #[error("seccomp profile {path:?} cannot be read")]
     SeccompProfile { path: PathBuf, source: io::Error },
-    #[error("AppArmor")]
-    AppArmor(#[source] crate::security::apparmor::AppArmorError),
     #[error(transparent)]
     Device(#[from] crate::devices::DeviceError),
     #[error("AppArmor")]

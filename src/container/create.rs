@@ -4,7 +4,6 @@
 //! record that names them is written first):
 //! admission → image and user → record → lease, rootfs → OCI spec, bundle → `runtime create` → monitor.
 
-use std::borrow::Cow;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -123,7 +122,6 @@ struct Facts {
     cdi: cdi::Injection,
     apparmor: Option<AppArmor>,
     seccomp: Option<Vec<u8>>,
-    apparmor: Option<AppArmor>,
 }
 
 /// A mount's source on the host.
@@ -178,7 +176,6 @@ async fn gather(
             cdi: cdi.resolve(&cdi_devices(&config)?)?,
             apparmor,
             seccomp: seccomp_profile(&config)?,
-            apparmor: loaded_profiles(&config)?,
         })
     })
     .await
@@ -234,18 +231,6 @@ fn seccomp_profile(config: &ContainerConfig) -> Result<Option<Vec<u8>>, Containe
     let Some(path) = path else { return Ok(None) };
     let failed = |source| ContainerError::SeccompProfile { path: path.clone(), source };
     crate::sys::host::read_regular(&path, SECCOMP_CAP).map(Some).map_err(failed)
-}
-
-/// The AppArmor profiles that the kernel holds now, where the request names one: profiles are loaded while the daemon runs.
-fn loaded_profiles(config: &ContainerConfig) -> Result<Option<AppArmor>, ContainerError> {
-    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let request = security.map(crate::spec::apparmor_request).transpose().map_err(SpecError::from)?;
-    match request {
-        Some(AppArmorRequest::Localhost(_) | AppArmorRequest::RuntimeDefault) => {
-            crate::security::apparmor::probe().map_err(ContainerError::AppArmor)
-        }
-        _ => Ok(None),
-    }
 }
 
 async fn make(
@@ -308,10 +293,6 @@ fn build_spec<'a>(
         resolved_target: None,
     };
     let mounts: Vec<_> = config.mounts.iter().zip(&facts.mounts).map(resolved).collect();
-    let mut host = Cow::Borrowed(&resources.host);
-    if let Some(now) = &facts.apparmor {
-        host.to_mut().kernel.apparmor = Some(now.clone());
-    }
     let config_of_image = &image.config;
     let image_facts = ImageFacts {
         user: &config_of_image.user,
@@ -330,7 +311,7 @@ fn build_spec<'a>(
         image: &image_facts,
         passwd: facts.passwd.as_deref(),
         group: facts.group.as_deref(),
-        host: &host,
+        host: &resources.host,
         namespaces: &sandbox.namespaces,
         files: &sandbox.files,
         rootfs,
