@@ -5,7 +5,7 @@ RUNTIME ?= crun
 REPEAT ?= 1
 ENV = . deploy/scripts/toolchain.sh
 
-.PHONY: help run test vm-test system-test crictl critest youki bench build tools images deps clean
+.PHONY: help run test vm-test system-test crictl critest youki kubelet kubelet-test bench build tools images deps clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,12 @@ youki: ## A third runtime into critest/bin, from crates.io (some minutes), for R
 
 vm-test: build tools images ## cgroup v2, systemd and AppArmor in a QEMU guest (as root); STEPS picks of service critest crictl system
 	@$(ENV) && need_root $@ && deploy/scripts/install.sh vm && cargo test --no-run --test system && tests/vm.sh $(STEPS)
+
+kubelet: ## A real kubelet into critest/bin, from the Go module proxy (some minutes the first time)
+	@$(ENV) && need_go && $(MAKE) -s -C critest kubelet
+
+kubelet-test: build tools images kubelet ## A real kubelet drives cricket (as root), with RUNTIME=crun or runc; KEEP=DIR keeps the logs
+	@$(ENV) && need_root $@ && deploy/scripts/install.sh test && tests/kubelet.sh $(RUNTIME)
 
 bench: tools images ## Latency and memory beside the raw runtime (as root), with RUNTIME=crun or runc
 	@$(ENV) && need_root $@ && need_cargo && cargo build --release && tests/bench.sh $(RUNTIME)
