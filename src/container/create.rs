@@ -120,7 +120,6 @@ struct Facts {
     mounts: Vec<Source>,
     devices: Vec<crate::devices::ResolvedDevice>,
     cdi: cdi::Injection,
-    apparmor: Option<AppArmor>,
     seccomp: Option<Vec<u8>>,
 }
 
