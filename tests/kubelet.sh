@@ -62,6 +62,8 @@ warm() {
     kubelet_stop
 }
 
+# tear_down [restart]: with a restart of the daemon before the ledger is compared, where it began with one. (A keeper without
+# anything to keep ends with its daemon, so the next daemon starts another, and holds a descriptor of that.)
 tear_down() {
     local file
     ROUND="end of ${ROUND}"
@@ -72,6 +74,7 @@ tear_down() {
     is "no volume stays mounted" "" "$(awk -v root="$NODE/kubelet/pods/" 'index($5, root) { print $5 }' /proc/self/mountinfo)"
     is "no cgroup of a pod is left" "" "$(find /sys/fs/cgroup -path "*$PARENT*/pod*" -type d 2>/dev/null)"
     kubelet_stop
+    [ "${1:-}" != restart ] || { node_stop; node_start || bad "start the daemon again" ""; }
     holds "the ledger is as before" ledger_same "$NODE/logs/ledger.before"
 }
 
@@ -108,7 +111,7 @@ ROUND="failures: "
 failures
 tear_down
 ROUND="restarts: "
-# A daemon that took its keeper over holds other descriptors than one that started it, so this round has its own ledger.
+# In its middle are daemons that took everything over, so its ledger is that of a second daemon.
 node_stop
 node_start || { bad "start the daemon again" ""; exit 1; }
 settle_ledger
@@ -118,7 +121,7 @@ for name in $STANDING; do manifest "$name"; done
 for name in $STANDING; do until_so "$name is Ready" 90 "$name" is_ready "$name"; done
 cri_statistics
 restarts
-tear_down
+tear_down restart
 ROUND=
 node_stop
 is "SIGTERM ends the daemon with code 0" 0 $?

@@ -108,7 +108,7 @@ endings() {
     crashed_twice() { [ "$(container crash crash .restartCount)" -ge 2 ]; }
     until_so "crash: it was started anew twice" 90 crash crashed_twice
     # Without a cluster the kubelet writes its reason for waiting into the pod's status only with the next event.
-    holds "crash: the kubelet waits longer each time" grep -q "back-off 20s restarting failed container=crash" "$KUBELET_LOG"
+    until_so "crash: the kubelet waits longer each time" 60 crash grep -q "back-off 20s restarting failed container=crash" "$KUBELET_LOG"
     is "crash: the last end is told" "Error 3 why it ended" \
         "$(container crash crash '.lastState.terminated | "\(.reason) \(.exitCode) \(.message)"' | sed 's/ *$//')"
     # Ends of before the last one are removed once a minute.
@@ -179,7 +179,7 @@ cri_statistics() {
 }
 
 follow_logs() {
-    curl -sk --max-time 120 "$API/containerLogs/default/logs-node/logs?follow=true" >"$NODE/logs/followed" &
+    curl -sk "$API/containerLogs/default/logs-node/logs?follow=true" >"$NODE/logs/followed" &
     FOLLOWER=$!
 }
 
