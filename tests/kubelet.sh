@@ -107,6 +107,7 @@ ROUND="pods: "
 all_pods
 ROUND="streams: "
 streams
+quiet
 ROUND="failures: "
 failures
 tear_down

@@ -178,6 +178,15 @@ cri_statistics() {
         "$(api /metrics/cadvisor | grep '^container_network_receive_bytes_total{' | grep 'interface="eth0"')"
 }
 
+# Errors of the runtime that the kubelet has logged while nothing was wrong. Two are of its own making: it asks for the
+# status of a container that it removed itself, and probes one that it is just ending.
+quiet() {
+    is "the kubelet has logged no error of the runtime" "" \
+        "$(grep '^E.*rpc error' "$KUBELET_LOG" | grep -v -e 'code = NotFound desc = container' -e 'ExecSync.*code = FailedPrecondition')"
+    is "no operation of the runtime has failed but for these" "" \
+        "$(api /metrics | grep '^kubelet_runtime_operations_errors_total' | grep -v -e container_status -e exec_sync)"
+}
+
 follow_logs() {
     curl -sk "$API/containerLogs/default/logs-node/logs?follow=true" >"$NODE/logs/followed" &
     FOLLOWER=$!
