@@ -120,6 +120,7 @@ struct Facts {
     mounts: Vec<Source>,
     devices: Vec<crate::devices::ResolvedDevice>,
     cdi: cdi::Injection,
+    apparmor: Option<AppArmor>,
     seccomp: Option<Vec<u8>>,
 }
 
