@@ -356,11 +356,13 @@ impl Containers {
     }
 
     /// Makes a container visible and starts its driver.
-    fn adopt(&self, owned: driver::Owned) -> Arc<Container> {
+    fn adopt(&self, mut owned: driver::Owned) -> Arc<Container> {
         let (inbox, commands) = mpsc::channel(INBOX);
         let record = owned.record.clone();
         let pid = AtomicI32::new(owned.process.as_ref().map_or(0, |process| process.pid));
-        let attaching = owned.monitor.clone().map(|monitor| attach::Attaching::new(monitor, owned.input.clone()));
+        // Taken, not shared: to close the input for good, nobody else may have it.
+        let input = owned.input.take();
+        let attaching = owned.monitor.clone().map(|monitor| attach::Attaching::new(monitor, input));
         let container = Arc::new(Container {
             id: record.id.clone(),
             record: ArcSwap::from_pointee(record),

@@ -43,16 +43,18 @@ impl Console {
     ) -> Result<(T, io::Result<Arc<OwnedFd>>), E> {
         let mut master = None;
         tokio::pin!(call);
+        // One wait for the whole call: dropped half-way it would drop a connection that the runtime has made already.
+        let mut handed = std::pin::pin!(self.master());
         let made = loop {
             tokio::select! {
                 made = &mut call => break made?,
-                fd = self.master(), if master.is_none() => master = Some(fd.inspect(&opened)),
+                fd = &mut handed, if master.is_none() => master = Some(fd.inspect(&opened)),
             }
         };
         let master = match master {
             Some(master) => master,
             // The call has ended, so what the runtime sent is here already, if it sent anything.
-            None => match tokio::time::timeout(LATE, self.master()).await {
+            None => match tokio::time::timeout(LATE, handed).await {
                 Ok(master) => master.inspect(&opened),
                 Err(_) => Err(io::Error::other("the runtime handed over no terminal")),
             },

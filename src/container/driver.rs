@@ -58,7 +58,7 @@ pub(super) struct Owned {
     /// The first process; `None` once it has ended.
     pub(super) process: Option<HeldProcess>,
     pub(super) monitor: Option<Monitor>,
-    /// Write end of its stdin, or the master of its terminal.
+    /// Write end of its stdin, or the master of its terminal, until the container's handle takes it.
     pub(super) input: Option<Arc<OwnedFd>>,
     /// Keeps the layers of the rootfs from being collected.
     pub(super) lease: Option<LayerLease>,

@@ -314,3 +314,75 @@ impl Window {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    const TEXT: usize = 60_000;
+
+    /// A pipe with some text in it, the process's end of it, and a client that reads through a narrow way.
+    fn full_pipe() -> (Source, OwnedFd, Writer, tokio::io::DuplexStream) {
+        let (ours, theirs) = pipes::output().unwrap();
+        assert_eq!(rustix::io::write(&theirs, &vec![b'x'; TEXT]).unwrap(), TEXT);
+        let (client, server) = tokio::io::duplex(100);
+        (Source::new(ours).unwrap(), theirs, Box::new(server), client)
+    }
+
+    #[tokio::test]
+    async fn what_was_there_at_the_end_is_delivered_and_what_holds_the_pipe_does_not_hold_the_session() {
+        let (source, theirs, writer, mut client) = full_pipe();
+        let (tell, ended) = watch::channel(false);
+        tell.send_replace(true);
+        let since = Instant::now();
+        let pumping = crate::task::spawn("pump", pump(Some(source), Some(writer), ended));
+        // The client reads nothing until the time of whoever holds the pipe is over.
+        tokio::time::sleep_until(since + DRAIN_LIMIT + Duration::from_millis(100)).await;
+        assert!(!pumping.is_finished());
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), TEXT);
+        pumping.await.unwrap().unwrap();
+        // The pipe is closed on our side, however long the other one is kept.
+        assert_eq!(rustix::io::write(&theirs, b"x"), Err(rustix::io::Errno::PIPE));
+    }
+
+    #[tokio::test]
+    async fn one_that_writes_without_end_does_not_hold_the_session() {
+        let (source, theirs, writer, mut client) = full_pipe();
+        let (tell, ended) = watch::channel(false);
+        tell.send_replace(true);
+        let writing = crate::task::blocking(move || while rustix::io::write(&theirs, &[b'y'; 4096]).is_ok() {});
+        let writing = crate::task::spawn("child", writing);
+        let pumping = crate::task::spawn("pump", pump(Some(source), Some(writer), ended));
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert!(got.len() > TEXT && got[..TEXT].iter().all(|byte| *byte == b'x'));
+        pumping.await.unwrap().unwrap();
+        writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_no_more_is_an_error_and_closes_the_pipe() {
+        let (source, theirs, writer, client) = full_pipe();
+        let (_tell, ended) = watch::channel(false);
+        drop(client);
+        assert!(pump(Some(source), Some(writer), ended).await.is_err());
+        assert_eq!(rustix::io::write(&theirs, b"x"), Err(rustix::io::Errno::PIPE));
+    }
+
+    #[test]
+    fn a_size_that_comes_before_the_terminal_is_kept_for_it() {
+        let terminal = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        let (window, master) = (Window::default(), Arc::new(terminal));
+        let size = || rustix::termios::tcgetwinsize(&*master).map(|size| (size.ws_col, size.ws_row)).unwrap();
+        window.resize(WindowSize { width: 1, height: 2 });
+        window.resize(WindowSize { width: 3, height: 4 });
+        window.open(&master);
+        assert_eq!(size(), (3, 4));
+        window.resize(WindowSize { width: 65_535, height: 0 });
+        assert_eq!(size(), (65_535, 0));
+    }
+}
