@@ -82,7 +82,11 @@ async fn a_terminal_has_its_size_and_all_of_its_output(runtime: &'static str) {
                   echo ready; while read -r line; do echo size $(stty size); done; exit 7";
     let session = start(&place, &id, script, true, streams);
     let begin = client.expect("ready\r\n").await;
-    assert_eq!(begin, "41 101\r\nxterm\r\nready\r\n");
+    let rest = begin.strip_prefix("41 101\r\n");
+    // This one takes no size in the command's document, so the command may be quicker than the terminal's size.
+    let rest = rest.or_else(|| begin.strip_prefix("0 0\r\n").filter(|_| runtime == "crun"));
+    assert_eq!(rest, Some("xterm\r\nready\r\n"), "{begin:?}");
+    client.ask_until("size 41 101\r\n").await;
     client.resize.send(WindowSize { width: 55, height: 22 }).await.unwrap();
     client.ask_until("size 22 55\r\n").await;
     // Ctrl-D.
