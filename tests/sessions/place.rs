@@ -112,6 +112,7 @@ impl Place {
             cgroups,
             host,
             cdi: Arc::new(cricket::devices::cdi::Cdi::new(Vec::new())),
+            apparmor: cricket::security::apparmor::Profiles::default(),
             state_dir: state,
             max_log_line: 16 * 1024,
         };
