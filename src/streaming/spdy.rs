@@ -1,8 +1,8 @@
 //! SPDY/3.1 as the clients of Kubernetes speak it after an HTTP upgrade: many streams of bytes over one connection. Written
 //! from the protocol (SPDY protocol, draft 3.1); no library that fits is to be had.
 //!
-//! One task owns the connection ([`connection`]); it and the handles change the [`table`] of streams under one short lock.
-//! Frames ([`frame`]), header blocks ([`headers`]) and flow control ([`window`]) are plain functions and values. All that a
+//! One task owns the connection (`connection`); it and the handles change the `table` of streams under one short lock.
+//! Frames (`frame`), header blocks (`headers`) and flow control (`window`) are plain functions and values. All that a
 //! peer can make a session cost is in [`Limits`].
 //!
 //! ```text
