@@ -38,6 +38,8 @@ for flag in "$@"; do
 done
 [ "$EXPECTED" = - ] || [ -e "$EXPECTED" ] || { echo "$0: $EXPECTED is missing: nobody has said what $RUNTIME may skip" >&2; exit 2; }
 LOG=$TOP/target/critest-$RUNTIME$MODE.log
+CANNOT=
+case $EXPECTED in - | /dev/null) ;; *) CANNOT=$(cannot "$EXPECTED") ;; esac
 
 trap node_destroy EXIT
 if [ "$RUNTIME" = youki ]; then
@@ -61,6 +63,7 @@ run_once() {
     mkdir -p "$NODE/tmp"
     (cd "$NODE/tmp" && exec "$TOP/critest/bin/critest" --runtime-endpoint "unix://$SOCKET" --image-endpoint "unix://$SOCKET" \
         --ginkgo.no-color --ginkgo.json-report report.json --ginkgo.skip "public image with digest" \
+        ${CANNOT:+--ginkgo.skip "$CANNOT"} \
         ${MORE[@]+"${MORE[@]}"} "$@") >"$LOG" 2>&1 </dev/null
     file=$(report)
     if [ -z "$file" ] || ! jq -e . "$file" >/dev/null 2>&1; then

@@ -1,7 +1,8 @@
 # Sourced: what a run of critest has to skip, and the comparison with what it did.
 #
 # critest/expected/<lane>-<runtime>.txt has one line for each spec that does not run there: its exact name, ` — `, and why.
-# A line `[without NAME]` opens a part that counts only where the machine lacks NAME (see lacks); `[always]` closes it.
+# A line `[without NAME]` opens a part that counts only where the machine lacks NAME (see lacks). `[cannot]` opens a part with
+# specs at which the runtime itself fails: they are left out of the run, and the reason is the evidence. `[always]` closes a part.
 # Lines that begin with `#`, and empty ones, are for the reader. A spec that is skipped and not named fails the run, as does
 # one that is named and runs: then the line has to go.
 # shellcheck shell=bash
@@ -20,7 +21,7 @@ expected_skips() {
     while IFS= read -r line; do
         case $line in
         '' | '#'*) ;;
-        '[always]') counts=yes ;;
+        '[always]' | '[cannot]') counts=yes ;;
         '[without '*']')
             line=${line#\[without }
             if lacks "${line%\]}"; then counts=yes; else counts=no; fi
@@ -29,6 +30,12 @@ expected_skips() {
         *) echo "line without a reason: $line" ;;
         esac
     done <"$1" | LC_ALL=C sort
+}
+
+# cannot FILE: a regular expression for the specs of the file's part [cannot], nothing if there are none.
+cannot() {
+    awk '/^\[(cannot|always|without .*)\]$/ { on = $0 == "[cannot]"; next } on && / — ./ { sub(/ — .*/, ""); print }' "$1" |
+        sed -e 's/[][().*+?{}|^$\\]/\\&/g' | paste -sd '|'
 }
 
 # specs REPORT STATE_REGEX: the names of the specs that ended so, from ginkgo's JSON report, sorted.

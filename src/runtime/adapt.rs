@@ -12,17 +12,27 @@ impl OciRuntime {
     /// * The runtime specification has `shared` and `slave` for `rootfsPropagation`. runc and crun read those as flags of the
     ///   root mount alone, and want `rshared` and `rslave` for all that is below it; youki knows only the plain words and
     ///   means everything below.
+    /// * youki takes `noNewPrivileges: false` for the flag being set, and loads the seccomp filter when it no longer may. Left
+    ///   out, which means the same, it is loaded in time.
     /// * A runtime that was built without seccomp runs a container without its filter and says nothing of it, as youki does:
-    ///   where it admits as much in its features, a container that asks for a filter is refused instead.
+    ///   where that is known, a container that asks for a filter is refused instead.
     ///
     /// # Errors
     /// [`RuntimeError::Lacks`] naming what the runtime was built without.
     pub fn adapt(&self, id: &str, spec: &mut Spec) -> Result<(), RuntimeError> {
-        let Some(linux) = spec.linux_mut() else { return Ok(()) };
-        if linux.seccomp().is_some() && self.features.told && !self.features.seccomp {
+        let is_filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+        if is_filtered && self.features.without_seccomp {
             return Err(RuntimeError::Lacks { call: self.call("create", id), feature: "seccomp" });
         }
-        if self.features.version.starts_with("youki") {
+        if !self.features.version.starts_with("youki") {
+            return Ok(());
+        }
+        if let Some(process) = spec.process_mut()
+            && process.no_new_privileges() == Some(false)
+        {
+            process.set_no_new_privileges(None);
+        }
+        if let Some(linux) = spec.linux_mut() {
             let plain = match linux.rootfs_propagation().as_deref() {
                 Some("rshared") => "shared",
                 Some("rslave") => "slave",
@@ -38,7 +48,7 @@ impl OciRuntime {
 mod tests {
     use std::path::PathBuf;
 
-    use oci_spec::runtime::{LinuxBuilder, LinuxSeccompAction, LinuxSeccompBuilder, SpecBuilder};
+    use oci_spec::runtime::{LinuxBuilder, LinuxSeccompAction, LinuxSeccompBuilder, ProcessBuilder, SpecBuilder};
 
     use super::*;
     use crate::runtime::RuntimeFeatures;
@@ -56,6 +66,7 @@ mod tests {
 
     #[test]
     fn youki_gets_the_words_of_the_specification() {
+        let process = ProcessBuilder::default().no_new_privileges(false).build().unwrap();
         for (version, given, wanted) in [
             ("youki version 0.7.0", "rslave", "slave"),
             ("youki version 0.7.0", "rshared", "shared"),
@@ -64,9 +75,11 @@ mod tests {
             ("runc version 1.1.5", "rshared", "rshared"),
         ] {
             let linux = LinuxBuilder::default().rootfs_propagation(given).build().unwrap();
-            let mut spec = SpecBuilder::default().linux(linux).build().unwrap();
+            let mut spec = SpecBuilder::default().linux(linux).process(process.clone()).build().unwrap();
             runtime(version, None).adapt("x", &mut spec).unwrap();
             assert_eq!(spec.linux().as_ref().unwrap().rootfs_propagation().as_deref(), Some(wanted), "{version}");
+            let flag = spec.process().as_ref().unwrap().no_new_privileges();
+            assert_eq!(flag, (!version.starts_with("youki")).then_some(false), "{version}");
         }
     }
 
@@ -76,9 +89,15 @@ mod tests {
         let confined = LinuxBuilder::default().seccomp(filter).build().unwrap();
         let mut spec = SpecBuilder::default().linux(confined).build().unwrap();
         let without = r#"{"linux": {"seccomp": {"enabled": false}}}"#;
-        let error = runtime("youki version 0.7.0", Some(without)).adapt("x", &mut spec).unwrap_err();
-        assert!(error.to_string().contains("seccomp"), "{error}");
-        runtime("youki version 0.7.0", Some(r#"{"linux": {"seccomp": {"enabled": true}}}"#))
+        let untold = r#"{"linux": {"seccomp": null}, "annotations": null, "potentiallyUnsafeConfigAnnotations": null}"#;
+        for (version, features) in [("runc version 1.3.0", without), ("youki version: 0.7.0", untold)] {
+            let error = runtime(version, Some(features)).adapt("x", &mut spec).unwrap_err();
+            assert!(error.to_string().contains("seccomp"), "{error}");
+        }
+        let youki = runtime("youki version: 0.7.0\nlibseccomp: 2.5.4\n", Some(untold));
+        assert!(youki.features.told);
+        youki.adapt("x", &mut spec).unwrap();
+        runtime("runc version 1.3.0", Some(r#"{"linux": {"seccomp": {"enabled": true}}}"#))
             .adapt("x", &mut spec)
             .unwrap();
         // A runtime that does not know the question (crun before 1.9) is not suspected.

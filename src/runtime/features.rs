@@ -20,6 +20,8 @@ pub struct RuntimeFeatures {
     pub cgroup_v2: bool,
     pub systemd_cgroup: bool,
     pub seccomp: bool,
+    /// It is known to have been built without seccomp: it says so, or is a youki whose version names no libseccomp.
+    pub without_seccomp: bool,
     pub apparmor: bool,
     pub selinux: bool,
     /// Kinds of namespaces: `pid`, `user`, `time`, ….
@@ -36,8 +38,8 @@ struct Raw {
     oci_version_max: String,
     mount_options: Vec<String>,
     linux: Linux,
-    annotations: BTreeMap<String, String>,
-    potentially_unsafe_config_annotations: Vec<String>,
+    annotations: Option<BTreeMap<String, String>>,
+    potentially_unsafe_config_annotations: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -45,7 +47,8 @@ struct Raw {
 struct Linux {
     namespaces: Vec<String>,
     cgroup: Cgroup,
-    seccomp: Enabled,
+    // youki has `null` for what it does not tell.
+    seccomp: Option<Enabled>,
     apparmor: Enabled,
     selinux: Enabled,
     mount_extensions: MountExtensions,
@@ -75,6 +78,7 @@ impl RuntimeFeatures {
     /// From what the two commands print. An answer to `features` that is not a JSON object counts as none.
     #[must_use]
     pub fn parse(version: &str, features: Option<&[u8]>) -> Self {
+        let unfiltered_youki = version.starts_with("youki") && !version.contains("libseccomp:");
         let version = version.lines().next().unwrap_or_default().trim().chars().take(256).collect();
         // An array would pass for an object with its first fields set.
         let object = features.filter(|bytes| bytes.trim_ascii_start().starts_with(b"{"));
@@ -91,12 +95,13 @@ impl RuntimeFeatures {
             cgroup_v1: raw.linux.cgroup.v1,
             cgroup_v2: raw.linux.cgroup.v2,
             systemd_cgroup: raw.linux.cgroup.systemd,
-            seccomp: raw.linux.seccomp.enabled,
+            seccomp: raw.linux.seccomp.as_ref().is_some_and(|seccomp| seccomp.enabled),
+            without_seccomp: unfiltered_youki || raw.linux.seccomp.is_some_and(|seccomp| !seccomp.enabled),
             apparmor: raw.linux.apparmor.enabled,
             selinux: raw.linux.selinux.enabled,
             namespaces: raw.linux.namespaces,
-            potentially_unsafe_annotations: raw.potentially_unsafe_config_annotations,
-            annotations: raw.annotations,
+            potentially_unsafe_annotations: raw.potentially_unsafe_config_annotations.unwrap_or_default(),
+            annotations: raw.annotations.unwrap_or_default(),
         }
     }
 }
