@@ -97,7 +97,8 @@ in_a_slice() {
     is "systemd knows the scope" "active $SLICE" "$(systemctl show -P ActiveState $scope) $(systemctl show -P Slice $scope)"
     # crun makes one more cgroup inside the scope, runc none.
     local own=$CGROUP$(cgroup_of "$MAIN_PID")
-    is "memory limit" 67108864 "$(cat "$own/memory.max")"
+    is "nobody asked that it be spared when memory is short" 0 "$(cat "/proc/$MAIN_PID/oom_score_adj")"
+    is "the memory limit" 67108864 "$(cat "$own/memory.max")"
     is "cpu limit" "50000 100000" "$(cat "$own/cpu.max")"
     is "the scope is delegated" yes "$(systemctl show -P Delegate $scope)"
     is "the kubelet's word that an OOM kill takes the whole container" 1 "$(cat "$own/memory.oom.group")"

@@ -72,15 +72,18 @@ pub fn limits() -> Result<ChildSettings, KeeperError> {
     let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
     setup("RLIMIT_NOFILE", rustix::process::setrlimit(Resource::Nofile, raised))?;
     let path = "/proc/self/oom_score_adj";
-    let before = std::fs::read_to_string(path).ok();
-    let oom_score_adj = match std::fs::write(path, OOM_SCORE_ADJ) {
-        Ok(()) => before,
-        Err(error) => {
-            note(&format!("oom_score_adj stays {}: {error}", before.unwrap_or_default().trim()));
-            None
-        }
-    };
-    Ok(ChildSettings { open_files, oom_score_adj })
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    if let Err(error) = std::fs::write(path, OOM_SCORE_ADJ) {
+        note(&format!("oom_score_adj stays {}: {error}", before.trim()));
+    }
+    Ok(ChildSettings { open_files, oom_score_adj: child_score(&before) })
+}
+
+/// The `oom_score_adj` of what the keeper starts, from the one that it was started with. A score below 0 is the node's own
+/// protection and no container's: crun up to at least 1.8.1 takes `oomScoreAdj: 0` for none given, and its container would
+/// keep whatever crun had.
+fn child_score(before: &str) -> String {
+    before.trim().parse::<i32>().unwrap_or(0).max(0).to_string()
 }
 
 /// Moves this process into cgroups, one of each hierarchy; missing ones are made.
@@ -189,4 +192,16 @@ pub fn report_ready() -> Result<(), KeeperError> {
     let null = setup("/dev/null", OpenOptions::new().read(true).write(true).open("/dev/null"))?;
     let stderr = setup("standard error", io::stderr().as_fd().try_clone_to_owned())?;
     setup("standard input and output", clone::replace_stdio([null.as_fd(), null.as_fd(), stderr.as_fd()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_child_is_protected_as_the_node_is() {
+        for (before, wanted) in [("-999\n", "0"), ("-1000", "0"), ("0\n", "0"), ("300\n", "300"), ("", "0")] {
+            assert_eq!(child_score(before), wanted, "{before:?}");
+        }
+    }
 }

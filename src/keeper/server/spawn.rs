@@ -20,8 +20,8 @@ const AFTER_KILL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct ChildSettings {
     pub open_files: Rlimit,
-    /// The oom_score_adj before it was lowered; `None` when it was not.
-    pub oom_score_adj: Option<String>,
+    /// What a program starts with: the score that the keeper was started with, but never one below 0.
+    pub oom_score_adj: String,
 }
 
 /// A program that runs.
@@ -142,9 +142,7 @@ fn become_program(image: &Image, settings: &ChildSettings, stdio: &[OwnedFd; 3],
         }
         crate::sys::process::reset_signals()?;
         rustix::process::setrlimit(Resource::Nofile, settings.open_files)?;
-        if let Some(score) = &settings.oom_score_adj {
-            std::fs::write("/proc/self/oom_score_adj", score)?;
-        }
+        std::fs::write("/proc/self/oom_score_adj", &settings.oom_score_adj)?;
         let [stdin, stdout, stderr] = stdio;
         replace_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
     };
