@@ -117,6 +117,8 @@ pub struct Sandbox {
     pub cgroup_parent: String,
     /// In effect: the node's own in a pod of the host's network.
     pub hostname: String,
+    /// For containers that ask for none of their own; `None` where SELinux is off.
+    pub selinux_level: Option<String>,
 }
 
 /// All containers of the node.
@@ -173,6 +175,8 @@ pub enum ContainerError {
     MountSource { path: PathBuf, target: String, source: io::Error },
     #[error("seccomp profile {path:?} cannot be read")]
     SeccompProfile { path: PathBuf, source: io::Error },
+    #[error("mounts: selinux_relabel of container_path {target:?}")]
+    Relabel { target: String, source: crate::security::selinux::RelabelError },
     #[error(transparent)]
     Device(#[from] crate::devices::DeviceError),
     #[error("AppArmor")]

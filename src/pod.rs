@@ -33,6 +33,7 @@ use crate::container::{ContainerError, Containers, Sandbox};
 use crate::keeper::{HeldProcess, KeeperError};
 use crate::network::{Network, NetworkError};
 use crate::runtime::HandlersError;
+use crate::security::selinux::Levels;
 use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
 use crate::state::ids::{self, Match};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
@@ -55,6 +56,7 @@ struct Inner {
     index: RwLock<BTreeMap<String, Arc<Pod>>>,
     default_parent: String,
     running: Flights<String, PodError>,
+    levels: Levels,
     /// Pids 1 of the pods that share a pid namespace, by sandbox.
     inits: Mutex<HashMap<String, HeldProcess>>,
 }
@@ -91,6 +93,8 @@ pub enum PodError {
     State(#[from] StateError),
     #[error("{}: cannot be made", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error("SELinux labels of the pod's files")]
+    Label(#[from] crate::security::selinux::RelabelError),
     #[error("namespaces")]
     Namespace(#[from] NamespaceError),
     #[error("keeper")]
@@ -142,6 +146,7 @@ impl Pods {
                 default_parent,
                 index,
                 running: Flights::new(),
+                levels: Levels::new(crate::sys::host::random_u32()),
                 inits: Mutex::default(),
             }),
         }
@@ -269,6 +274,7 @@ impl Pods {
             },
             cgroup_parent: record.cgroup_parent.clone(),
             hostname: record.hostname.clone(),
+            selinux_level: Some(record.selinux_level.clone()).filter(|level| !level.is_empty()),
         })
     }
 

@@ -6,6 +6,7 @@ pub mod apparmor;
 pub mod caps;
 pub mod probe;
 pub mod seccomp;
+pub mod selinux;
 
 pub use apparmor::AppArmor;
 pub use caps::{Cap, CapSet};

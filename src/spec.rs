@@ -60,7 +60,7 @@ pub use namespaces::{NamespaceError, NamespacePaths, PidNamespace};
 pub use paths::PathError;
 pub use resources::{ResourceError, to_oci_resources};
 pub use seccomp::{SeccompError, seccomp_localhost_path};
-pub use selinux::SelinuxError;
+pub use selinux::{SelinuxError, check_selinux_options, file_label};
 pub use signal::{SignalError, parse_signal};
 pub use user::UserError;
 

@@ -8,7 +8,7 @@ use cri_proto::runtime::v1 as cri;
 use crate::devices::cdi;
 use crate::spec::mounts;
 
-use super::field::{known, metadata, name, printable, relative_path};
+use super::field::{known, metadata, name, printable, relative_path, selinux_options};
 use super::{AdmissionError, MAX_MOUNTS, MAX_PATH};
 
 /// Whether a container may be made as asked, as far as the request alone tells.
@@ -34,6 +34,8 @@ pub fn create_container(request: &cri::CreateContainerRequest) -> Result<(), Adm
     cdi::requested(config.cdi_devices.iter().map(|device| device.name.as_str()), &config.annotations)
         .map_err(|error| AdmissionError::new(error.field, error.value, error.reason))?;
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let labels = security.and_then(|security| security.selinux_options.as_ref());
+    selinux_options("config.linux.security_context.selinux_options", labels)?;
     match security.and_then(|security| security.namespace_options.as_ref()) {
         Some(options) => namespace_options(options),
         None => Ok(()),

@@ -79,6 +79,17 @@ pub(super) fn metadata(field: &str, map: &HashMap<String, String>) -> Result<(),
     Ok(())
 }
 
+/// Parts of an SELinux label: refused also where SELinux is off, so that a pod does not come to depend on the node.
+pub(super) fn selinux_options(
+    field: &str,
+    options: Option<&cri_proto::runtime::v1::SeLinuxOption>,
+) -> Result<(), AdmissionError> {
+    let Some(options) = options else { return Ok(()) };
+    crate::spec::check_selinux_options(options).map_err(|error| {
+        AdmissionError::new(format!("{field}.{}", error.part), error.value, "SELinux has no such label")
+    })
+}
+
 /// An enum of the contract.
 pub(super) fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, AdmissionError> {
     T::try_from(value).map_err(|_| AdmissionError::new(field, value, "unknown value"))

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use cri_proto::runtime::v1 as cri;
 
 use super::AdmissionError;
-use super::field::{absolute_path, known, metadata, name};
+use super::field::{absolute_path, known, metadata, name, selinux_options};
 use crate::sys::namespaces::validate_sysctls;
 
 /// Most nameservers, search domains or options of one pod, and their bytes in all.
@@ -134,6 +134,7 @@ fn security_context(security: &cri::LinuxSandboxSecurityContext) -> Result<(), A
         let reason = "given without run_as_user";
         return Err(AdmissionError::new(format!("{field}.run_as_group"), group.value, reason));
     }
+    selinux_options(&format!("{field}.selinux_options"), security.selinux_options.as_ref())?;
     match &security.namespace_options {
         Some(options) => namespace_options(&format!("{field}.namespace_options"), options),
         None => Ok(()),

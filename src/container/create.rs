@@ -247,6 +247,7 @@ async fn make(
     record.user = built.user.clone();
     record.stop_signal = built.stop_signal;
     record.shares_pids = sandbox.namespaces.pid != PidNamespace::Own;
+    relabel(&record.config, &facts, built.mount_label.clone()).await?;
     let lease = resources.storage.lease(&image.chain)?;
     let (storage, id, chain) = (resources.storage.clone(), record.id.clone(), image.chain.clone());
     let spec = serde_json::to_vec(&built.spec)
@@ -271,6 +272,24 @@ async fn make(
         lease: Some(lease),
         report: Some(report),
     })
+}
+
+/// Labels the volumes that ask for it as the container's files: never what merely happens to be mounted (CVE-2021-43816).
+async fn relabel(config: &ContainerConfig, facts: &Facts, label: Option<String>) -> Result<(), ContainerError> {
+    let Some(label) = label else { return Ok(()) };
+    let volumes = config.mounts.iter().zip(&facts.mounts).filter(|(mount, _)| mount.selinux_relabel);
+    let volumes: Vec<_> = volumes.map(|(mount, source)| (mount.container_path.clone(), source.path.clone())).collect();
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    crate::task::blocking(move || {
+        for (target, path) in volumes {
+            crate::security::selinux::relabel(&path, &label)
+                .map_err(|source| ContainerError::Relabel { target, source })?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn build_spec<'a>(
@@ -323,7 +342,7 @@ fn build_spec<'a>(
         apparmor: facts.apparmor.as_ref(),
         seccomp_localhost: facts.seccomp.as_deref(),
         hostname: &sandbox.hostname,
-        selinux_level: None,
+        selinux_level: sandbox.selinux_level.as_deref(),
     };
     Ok(crate::spec::build(&input)?)
 }

@@ -19,6 +19,7 @@ use crate::pod::Pods;
 use crate::rpc::Services;
 use crate::runtime::{Handlers, HandlersError, HandlersOptions};
 use crate::security::apparmor::Profiles;
+use crate::security::selinux::State as SelinuxState;
 use crate::spec::HostFacts;
 use crate::state::{Records, Store};
 use crate::storage::{Storage, StorageOptions};
@@ -73,6 +74,9 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let apparmor = Profiles::default();
     if let Err(error) = apparmor.with_default().await {
         tracing::warn!(error = %crate::telemetry::chain(&error), "containers that ask for RuntimeDefault AppArmor will be refused");
+    }
+    if host.kernel.selinux == SelinuxState::NoPolicy {
+        tracing::warn!("SELinux is on, but its policy has no container_t: containers get no labels");
     }
     let resources = Arc::new(Resources {
         keeper,

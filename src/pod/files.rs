@@ -53,6 +53,17 @@ fn hosts(hostname: &str, ips: &[String]) -> String {
     text
 }
 
+/// Labels them for the pod's containers.
+pub(super) fn label(paths: &Paths, level: &str, own_ipc: bool) -> Result<(), PodError> {
+    let label = crate::spec::file_label(level);
+    let files = [paths.resolv_conf(), paths.hostname(), paths.hosts()];
+    // What is made in a folder has the folder's type, and its maker's level.
+    for path in files.into_iter().chain(own_ipc.then(|| paths.shm())) {
+        crate::security::selinux::label(&path, &label)?;
+    }
+    Ok(())
+}
+
 /// Takes them away; what is gone already is fine.
 pub(super) fn remove(paths: &Paths) -> Result<(), PodError> {
     let failed = |source| PodError::File { path: paths.files.clone(), source };

@@ -11,6 +11,7 @@ use cri_proto::runtime::v1::{NamespaceMode, PodSandboxConfig};
 use crate::admission::SandboxKey;
 use crate::network::{Dns, PodAttachment};
 use crate::runtime::OciRuntime;
+use crate::security::selinux::State;
 use crate::state::{SandboxPhase, SandboxRecord};
 use crate::sys::namespaces::{self, NamespaceKind, NamespaceRequest};
 use crate::sys::pidfd;
@@ -109,11 +110,25 @@ impl Pods {
             cgroup_parent: parent,
             has_init: options.pid() == NamespaceMode::Pod,
             hostname,
+            selinux_level: self.selinux_level(&config),
             config,
             handler,
             id,
             ..SandboxRecord::default()
         })
+    }
+
+    /// The level that the pod asked for, else a pair of categories that no other pod has; empty where SELinux is off.
+    fn selinux_level(&self, config: &PodSandboxConfig) -> String {
+        if self.containers().resources().host.kernel.selinux != State::On {
+            return String::new();
+        }
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let asked = security.and_then(|security| security.selinux_options.as_ref()).map(|options| &options.level);
+        match asked.filter(|level| !level.is_empty()) {
+            Some(level) => level.clone(),
+            None => self.inner.levels.fresh(|level| self.list().iter().any(|pod| pod.record().selinux_level == level)),
+        }
     }
 
     async fn make(&self, record: &mut SandboxRecord) -> Result<(), PodError> {
@@ -158,6 +173,9 @@ impl Pods {
         // Only now are the addresses known.
         let paths = Paths::new(&resources.state_dir, &record.id);
         files::make_hosts(&paths, &record.hostname, &record.ips, host_network)?;
+        if !record.selinux_level.is_empty() {
+            files::label(&paths, &record.selinux_level, own_ipc)?;
+        }
         record.phase = SandboxPhase::Ready;
         resources.store.put_sandbox(record)?;
         Ok(())

@@ -11,6 +11,7 @@ use crate::container::ContainerError;
 use crate::image::{self, ImageError};
 use crate::pod::PodError;
 use crate::runtime::{HandlersError, RuntimeError};
+use crate::security::selinux::RelabelError;
 use crate::spec::{self, SpecError};
 use crate::task::flight::FlightError;
 use crate::telemetry::chain;
@@ -115,6 +116,7 @@ impl Coded for ContainerError {
             | Self::SeccompProfile { .. }
             | Self::Device(_)
             | Self::Cdi(_)
+            | Self::Relabel { source: RelabelError::System { .. }, .. }
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } => Code::FailedPrecondition,

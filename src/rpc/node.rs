@@ -133,6 +133,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "handlers": handlers,
         "keeperPid": resources.keeper.pid(),
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
+        "selinux": format!("{:?}", resources.host.kernel.selinux),
         "cdi": {
             "dirs": cdi.dirs,
             "devices": cdi.devices,

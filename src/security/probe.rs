@@ -24,7 +24,7 @@ pub struct Facts {
     pub kernel: (u32, u32),
     /// The kernel can filter system calls.
     pub seccomp: bool,
-    pub selinux: bool,
+    pub selinux: super::selinux::State,
     /// A bind mount can be made read-only with all that is mounted below it (`mount_setattr(2)`, Linux 5.12).
     pub recursive_read_only: bool,
     /// The lowest `oom_score_adj` that this daemon can give: −1000, or its own value without CAP_SYS_RESOURCE.
@@ -69,7 +69,7 @@ pub fn probe() -> Result<Facts, ProbeError> {
         arch: Arch::native(),
         kernel,
         seccomp: fields.contains_key("Seccomp"),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: super::selinux::probe(),
         recursive_read_only: kernel >= (5, 12),
         min_oom_score_adj: min_oom_score_adj(caps)?,
         max_open_files: max_open_files(caps)?,

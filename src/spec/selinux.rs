@@ -3,6 +3,7 @@
 use cri_proto::runtime::v1 as cri;
 
 use super::{Asked, SpecInput};
+use crate::security::selinux::State;
 
 /// Labels in the form user:role:type:level.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,7 @@ pub(super) struct Labels {
 #[error("selinux_options.{part} {value:?}: not a legal SELinux {part}")]
 pub struct SelinuxError {
     pub part: &'static str,
+    /// At most 256 characters.
     pub value: String,
 }
 
@@ -30,15 +32,10 @@ pub(super) fn labels(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Option<
     };
     let (user, role) = (pick(|o| &o.user), pick(|o| &o.role));
     let (kind, level) = (pick(|o| &o.r#type), pick(|o| &o.level));
-    for (part, value) in [("user", user), ("role", role), ("type", kind)] {
-        if let Some(value) = value.filter(|value| !legal_name(value)) {
-            return Err(SelinuxError { part, value: value.chars().take(256).collect() });
-        }
+    for options in own.into_iter().chain(pods) {
+        check_selinux_options(options)?;
     }
-    if let Some(value) = level.filter(|value| !legal_level(value)) {
-        return Err(SelinuxError { part: "level", value: value.chars().take(256).collect() });
-    }
-    if !input.host.kernel.selinux {
+    if input.host.kernel.selinux != State::On {
         return Ok(None);
     }
     let node = cri::NamespaceMode::Node as i32;
@@ -48,8 +45,32 @@ pub(super) fn labels(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Option<
     let level = level.or(input.selinux_level).unwrap_or("s0");
     Ok(Some(Labels {
         process: format!("{}:{}:{kind}:{level}", user.unwrap_or("system_u"), role.unwrap_or("system_r")),
-        mount: format!("system_u:object_r:container_file_t:{level}"),
+        mount: file_label(level),
     }))
+}
+
+/// The label of files that a container of this level has of its own.
+#[must_use]
+pub fn file_label(level: &str) -> String {
+    format!("system_u:object_r:container_file_t:{level}")
+}
+
+/// Whether SELinux could have a label with these parts; empty ones are not given.
+///
+/// # Errors
+/// [`SelinuxError`] for the first part that it could not.
+pub fn check_selinux_options(options: &cri::SeLinuxOption) -> Result<(), SelinuxError> {
+    for (part, value, legal) in [
+        ("user", &options.user, legal_name as fn(&str) -> bool),
+        ("role", &options.role, legal_name),
+        ("type", &options.r#type, legal_name),
+        ("level", &options.level, legal_level),
+    ] {
+        if !value.is_empty() && !legal(value) {
+            return Err(SelinuxError { part, value: value.chars().take(256).collect() });
+        }
+    }
+    Ok(())
 }
 
 fn legal_name(text: &str) -> bool {

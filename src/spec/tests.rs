@@ -53,7 +53,7 @@ impl Default for Case {
                     arch: Some(Arch::X86_64),
                     kernel: (6, 1),
                     seccomp: true,
-                    selinux: false,
+                    selinux: crate::security::selinux::State::Off,
                     recursive_read_only: true,
                     min_oom_score_adj: 0,
                     max_open_files: 20_000,
@@ -312,7 +312,7 @@ fn selinux_labels() {
     case.security().selinux_options = Some(cri::SeLinuxOption { level: "s0,c4,c5".into(), ..Default::default() });
     assert!(case.refused().contains("s0,c4,c5"), "refused also where SELinux is off");
     case.security().selinux_options = None;
-    case.host.kernel.selinux = true;
+    case.host.kernel.selinux = crate::security::selinux::State::On;
     let built = case.built();
     assert_eq!(process(&built).selinux_label().as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
     assert_eq!(built.mount_label.as_deref(), Some("system_u:object_r:container_file_t:s0:c1,c2"));

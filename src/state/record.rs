@@ -51,6 +51,8 @@ pub struct SandboxRecord {
     pub has_init: bool,
     /// Hostname in effect.
     pub hostname: String,
+    /// SELinux level of the pod's containers and files; empty where SELinux is off.
+    pub selinux_level: String,
 }
 
 /// Where a container is in its life.

@@ -28,6 +28,15 @@ pub fn random_hex<const N: usize>() -> String {
     hex::encode(bytes)
 }
 
+/// A random number.
+///
+/// # Panics
+/// As [`random_hex`].
+#[must_use]
+pub fn random_u32() -> u32 {
+    u32::from_str_radix(&random_hex::<4>(), 16).expect("eight hexadecimal digits are a number of 32 bits")
+}
+
 /// `/dev/null`, for reading and writing.
 ///
 /// # Errors

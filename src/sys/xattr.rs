@@ -26,6 +26,18 @@ pub fn set_by_path_fd(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> io::Res
     Ok(rustix::fs::setxattr(magic_path(fd), name, value, XattrFlags::empty())?)
 }
 
+/// The value of an attribute of whatever an `O_PATH` descriptor names; else as [`get`].
+///
+/// # Errors
+/// Those of `getxattr(2)` but for the cases of [`get`], and `ENOENT` without `/proc`.
+pub fn get_by_path_fd<'b>(fd: BorrowedFd<'_>, name: &OsStr, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+    match rustix::fs::getxattr(magic_path(fd), name, &mut *buffer) {
+        Ok(length) => Ok(buffer.get(..length)),
+        Err(Errno::NODATA | Errno::RANGE | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The value of an attribute of an open file or directory; `None` when it has none of that name, or when it is larger
 /// than the buffer.
 ///
