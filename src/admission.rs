@@ -9,6 +9,7 @@ mod field;
 mod identity;
 mod sandbox;
 mod session;
+mod update;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use container::create_container;
 pub use identity::{ContainerKey, SandboxKey, config_hash};
 pub use sandbox::{cgroup_parent, run_pod_sandbox};
 pub use session::{attach, exec, exec_sync, port_forward};
+pub use update::{update_container_resources, update_pod_sandbox_resources};
 
 /// Bytes of all labels, or of all annotations, of one object. Kubernetes allows 256 KiB of annotations, and the kubelet
 /// adds some of its own.

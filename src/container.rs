@@ -9,9 +9,9 @@
 //!
 //! * **Create** runs in a flight of its own (`create`): phases, each with its undo. Only when all of it stands does the
 //!   container appear and its driver start.
-//! * **The driver** (`driver`) takes commands one at a time: start, stop, remove, reopen the log, and the monitor's exit
-//!   report. A stop does not occupy the driver: it is a deadline that the driver keeps beside its inbox, so that a second
-//!   stop can shorten it and the exit is heard at once.
+//! * **The driver** (`driver`) takes commands one at a time: start, stop, remove, reopen the log, change limits (`update`),
+//!   and the monitor's exit report. A stop does not occupy the driver: it is a deadline that the driver keeps beside its
+//!   inbox, so that a second stop can shorten it and the exit is heard at once.
 //! * **Readers** load the published [`ContainerRecord`] and never wait (invariant 3).
 //! * **Exec** (`exec`) and **Attach** (`attach`) need no driver: they read the published state and have their own tasks.
 
@@ -24,6 +24,7 @@ mod files;
 mod pipes;
 mod recover;
 pub mod session;
+mod update;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,6 +37,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::admission::AdmissionError;
+use crate::events::{Events, Kind};
 use crate::image::{ImageError, Images};
 use crate::keeper::{Keeper, KeeperError};
 use crate::monitor::{MonitorError, OutletError};
@@ -62,6 +64,7 @@ pub struct Resources {
     pub images: Images,
     pub store: Store,
     pub cgroups: Cgroups,
+    pub events: Events,
     pub host: HostFacts,
     pub cdi: Arc<crate::devices::cdi::Cdi>,
     pub apparmor: crate::security::apparmor::Profiles,
@@ -197,6 +200,16 @@ pub enum ContainerError {
     Handler(#[from] HandlersError),
     #[error("keeper")]
     Keeper(#[from] KeeperError),
+    #[error("resources.memory_limit_in_bytes {limit}: the container uses {used} bytes that it cannot give back")]
+    MemoryInUse { limit: u64, used: u64 },
+    #[error("what it uses cannot be read")]
+    Usage(#[from] crate::stats::StatsError),
+    #[error("the limits for the runtime cannot be encoded")]
+    UpdateEncode { source: serde_json::Error },
+    #[error("the limits cannot be changed, and stay as they were")]
+    Update { source: Box<ContainerError> },
+    #[error("the limits cannot be changed, and not all could be put back ({left})")]
+    UpdateUndo { source: Box<ContainerError>, left: String },
     #[error("monitor")]
     Monitor(#[from] MonitorError),
     #[error("record")]
@@ -346,6 +359,23 @@ impl Containers {
         container.ask(|reply| driver::Command::ReopenLog { reply }).await.unwrap_or_else(|| Err(gone()))
     }
 
+    /// Changes the limits of a container that is CREATED or RUNNING: all that is asked, or nothing. Zero and empty fields
+    /// leave a limit as it is. The status shows the new limits, in the words of the request, from the answer on.
+    ///
+    /// # Errors
+    /// [`ContainerError::Spec`] for a value that is not legal, [`ContainerError::MemoryInUse`] for a memory limit below what
+    /// is used now, [`ContainerError::Update`] when the runtime or the kernel refuses; the limits are then as before.
+    pub async fn update(
+        &self,
+        id: &str,
+        request: cri_proto::runtime::v1::LinuxContainerResources,
+    ) -> Result<(), ContainerError> {
+        let container = self.find(id)?;
+        let gone = || ContainerError::NotFound { id: id.to_owned() };
+        let request = Box::new(request);
+        container.ask(|reply| driver::Command::Update { request, reply }).await.unwrap_or_else(|| Err(gone()))
+    }
+
     /// As [`Self::find`], with an unknown id as `None`.
     fn find_any(&self, id: &str) -> Result<Option<Arc<Container>>, ContainerError> {
         match self.find(id) {
@@ -359,17 +389,17 @@ impl Containers {
         self.inner.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a container visible and starts its driver.
-    fn adopt(&self, mut owned: driver::Owned) -> Arc<Container> {
+    /// Makes a container visible, tells of it and starts its driver.
+    fn adopt(&self, mut owned: driver::Owned, kinds: &[Kind]) -> Arc<Container> {
         let (inbox, commands) = mpsc::channel(INBOX);
-        let record = owned.record.clone();
+        let record = Arc::new(owned.record.clone());
         let pid = AtomicI32::new(owned.process.as_ref().map_or(0, |process| process.pid));
         // Taken, not shared: to close the input for good, nobody else may have it.
         let input = owned.input.take();
         let attaching = owned.monitor.clone().map(|monitor| attach::Attaching::new(monitor, input));
         let container = Arc::new(Container {
             id: record.id.clone(),
-            record: ArcSwap::from_pointee(record),
+            record: ArcSwap::new(record.clone()),
             inbox,
             pid,
             attaching: ArcSwapOption::new(attaching.map(Arc::new)),
@@ -380,6 +410,7 @@ impl Containers {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(container.id.clone(), container.clone());
+        self.resources().events.container(&record, kinds);
         driver::start(self.clone(), container.clone(), commands, owned);
         container
     }

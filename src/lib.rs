@@ -6,7 +6,7 @@
 //! main, cli
 //!   daemon                                       composition root
 //!     rpc  streaming                             the edge: gRPC; exec, attach and port-forward
-//!       pod  container  image                    drivers: one task owns each sandbox and container
+//!       pod  container  image  events            drivers: one task owns each sandbox and container
 //!         admission  spec                        pure policy: no I/O, no async
 //!         runtime  monitor  network  storage  stats  devices  security
 //!           state  config  keeper
@@ -19,6 +19,7 @@ pub mod config;
 pub mod container;
 pub mod daemon;
 pub mod devices;
+pub mod events;
 pub mod image;
 pub mod keeper;
 pub mod monitor;

@@ -25,11 +25,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cri_proto::runtime::v1::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use cri_proto::runtime::v1::{
+    ContainerConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::AdmissionError;
 use crate::container::{ContainerError, Containers, Sandbox};
+use crate::events::Kind;
 use crate::keeper::{HeldProcess, KeeperError};
 use crate::network::{Network, NetworkError};
 use crate::runtime::HandlersError;
@@ -204,6 +207,25 @@ impl Pods {
         self.ask(id, |reply| driver::Command::Remove { reply }).await
     }
 
+    /// Keeps what a sandbox costs now, and the sum of its containers. The limits themselves are the kubelet's to set, on a
+    /// cgroup of its own; it tells them so that whoever sizes a sandbox by them can follow.
+    ///
+    /// # Errors
+    /// When the sandbox is unknown, or its record cannot be written; what was known before then stands.
+    pub async fn update(
+        &self,
+        id: &str,
+        overhead: Option<LinuxContainerResources>,
+        resources: Option<LinuxContainerResources>,
+    ) -> Result<(), PodError> {
+        let pod = self.find(id)?;
+        let gone = || PodError::NotFound { id: id.to_owned() };
+        let (reply, answer) = oneshot::channel();
+        let command = driver::Command::Update { told: Box::new((overhead, resources)), reply };
+        pod.inbox.send(command).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     /// Creates a container in a READY sandbox.
     ///
     /// # Errors
@@ -296,15 +318,18 @@ impl Pods {
         }
     }
 
-    fn adopt(&self, record: SandboxRecord) -> Arc<Pod> {
+    /// Makes a sandbox visible, tells of it and starts its driver.
+    fn adopt(&self, record: SandboxRecord, kinds: &[Kind]) -> Arc<Pod> {
         let (inbox, commands) = mpsc::channel(INBOX);
+        let published = Arc::new(record.clone());
         let pod = Arc::new(Pod {
             id: record.id.clone(),
-            record: ArcSwap::from_pointee(record.clone()),
+            record: ArcSwap::new(published.clone()),
             inbox,
             gate: Arc::default(),
         });
         self.inner.index.write().unwrap_or_else(PoisonError::into_inner).insert(pod.id.clone(), pod.clone());
+        self.containers().resources().events.sandbox(&published, kinds);
         driver::start(self.clone(), pod.clone(), commands, record);
         self.watch_init(&pod);
         pod

@@ -6,9 +6,11 @@ mod code;
 mod convert;
 mod deadline;
 mod image;
+mod list;
 mod node;
 mod runtime;
 mod statistics;
+mod stream;
 mod trace;
 
 use std::sync::Arc;

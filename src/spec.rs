@@ -58,7 +58,7 @@ pub use exec::exec_process;
 pub use mounts::{MountError, SourcePropagation, image_volumes};
 pub use namespaces::{NamespaceError, NamespacePaths, PidNamespace};
 pub use paths::PathError;
-pub use resources::{ResourceError, to_oci_resources};
+pub use resources::{ResourceError, ResourceUpdate, to_oci_resources};
 pub use seccomp::{SeccompError, seccomp_localhost_path};
 pub use selinux::{SelinuxError, check_selinux_options, file_label};
 pub use signal::{SignalError, parse_signal};

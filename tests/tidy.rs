@@ -27,6 +27,8 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("pod", "container", "a pod stops and removes its containers"),
     ("pod", "image", "a pod's driver hands its images on"),
     ("container", "image", "a container begins with a look-up of its image"),
+    ("pod", "events", "a driver tells of each change that it has published"),
+    ("container", "events", "a driver tells of each change that it has published"),
     ("admission", "spec", "both are pure, and admission checks what spec will read"),
     ("state", "storage::Digest", "a digest is a word of the records, and does nothing"),
 ];

@@ -16,6 +16,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::admission::ContainerKey;
 use crate::devices::cdi;
+use crate::events::Kind;
 use crate::image::ImageRecord;
 use crate::keeper::HeldProcess;
 use crate::monitor::log::LogPlace;
@@ -104,7 +105,7 @@ impl Containers {
         let facts = gather(&resources, &record, &image).await?;
         resources.store.put_container(&record)?;
         match make(&resources, &sandbox, record.clone(), &image, facts).await {
-            Ok(owned) => Ok(self.adopt(owned).id().to_owned()),
+            Ok(owned) => Ok(self.adopt(owned, &[Kind::Created]).id().to_owned()),
             Err(error) => {
                 undo(&resources, &sandbox, &record.id).await;
                 Err(error)

@@ -4,9 +4,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cri_proto::runtime::v1::LinuxContainerResources;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::events::Kind;
 use crate::keeper::{Exit, ExitStatus, HeldProcess};
 use crate::monitor::{ExitReport, Monitor, MonitorError};
 use crate::runtime::OciRuntime;
@@ -14,7 +16,7 @@ use crate::state::{ContainerPhase, ContainerRecord, Ending};
 use crate::storage::LayerLease;
 use crate::sys::pidfd;
 
-use super::{Container, ContainerError, Containers, files};
+use super::{Container, ContainerError, Containers, files, update};
 
 /// How long a process may take to die of SIGKILL before a stop is answered with an error.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -43,6 +45,10 @@ pub(super) enum Command {
     },
     /// The end of the container's input, for good.
     CloseInput {
+        reply: Reply,
+    },
+    Update {
+        request: Box<LinuxContainerResources>,
         reply: Reply,
     },
     /// From the monitor, once.
@@ -143,6 +149,7 @@ impl Driver {
             Command::Remove { reply } => return self.remove(reply).await,
             Command::ReopenLog { reply } => answer(reply, self.reopen_log().await),
             Command::CloseInput { reply } => answer(reply, self.close_input().await),
+            Command::Update { request, reply } => answer(reply, self.update(&request).await),
             Command::Exited(report) => return self.exited(report).await,
         }
         Next::GoOn
@@ -164,7 +171,7 @@ impl Driver {
                 if let Err(error) = self.containers.resources().store.put_container(&self.owned.record) {
                     tracing::warn!(%id, error = %crate::telemetry::chain(&error), "the record of a started container cannot be written");
                 }
-                self.publish();
+                self.publish(&[Kind::Started]);
                 answer(reply, Ok(()));
             }
             Err(error) => {
@@ -264,6 +271,20 @@ impl Driver {
         Ok(self.containers.resources().keeper.hold(&self.owned.record.id, placeholder).await?)
     }
 
+    async fn update(&mut self, request: &LinuxContainerResources) -> Result<(), ContainerError> {
+        let alive = matches!(self.owned.record.phase, ContainerPhase::Created | ContainerPhase::Running);
+        if !alive || self.start_failure.is_some() {
+            return Err(self.wrong_state("CREATED or RUNNING"));
+        }
+        let Some(runtime) = self.owned.runtime.clone() else {
+            return Err(self.wrong_state("of a configured handler"));
+        };
+        let resources = self.containers.resources().clone();
+        update::apply(&resources, &runtime, &mut self.owned.record, request).await?;
+        self.publish(&[]);
+        Ok(())
+    }
+
     async fn exited(&mut self, report: ExitReport) -> Next {
         let failure = self.start_failure.take();
         let record = &mut self.owned.record;
@@ -285,7 +306,7 @@ impl Driver {
             // The keeper remembers the exit until it is forgotten, so a restart learns it again.
             tracing::warn!(id = %self.owned.record.id, error = %crate::telemetry::chain(&error), "the record of an exit cannot be written");
         }
-        self.publish();
+        self.publish(&[Kind::Stopped]);
         if let Some((error, reply)) = failure {
             answer(reply, Err(error));
         }
@@ -313,6 +334,7 @@ impl Driver {
         match removed {
             Ok(()) => {
                 self.containers.forget(&self.owned.record.id);
+                self.containers.resources().events.container(&Arc::new(self.owned.record.clone()), &[Kind::Deleted]);
                 for reply in callers {
                     answer(reply, Ok(()));
                 }
@@ -348,8 +370,11 @@ impl Driver {
         Ok(())
     }
 
-    fn publish(&self) {
-        self.handle.record.store(Arc::new(self.owned.record.clone()));
+    /// Lets readers see the record, and then tells those who listen what it means.
+    fn publish(&self, kinds: &[Kind]) {
+        let record = Arc::new(self.owned.record.clone());
+        self.handle.record.store(record.clone());
+        self.containers.resources().events.container(&record, kinds);
     }
 
     fn wrong_state(&self, wanted: &'static str) -> ContainerError {

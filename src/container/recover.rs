@@ -90,7 +90,7 @@ impl Containers {
             }
             None => (None, None, None, None),
         };
-        self.adopt(Owned { record, runtime, process, monitor, input, lease, report });
+        self.adopt(Owned { record, runtime, process, monitor, input, lease, report }, &[]);
         Ok(())
     }
 

@@ -85,6 +85,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         images: images.clone(),
         store,
         cgroups,
+        events: crate::events::Events::new(),
         host,
         cdi,
         apparmor,

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cri_proto::runtime::v1::LinuxContainerResources;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::events::Kind;
 use crate::state::{SandboxPhase, SandboxRecord};
 
 use super::{Pod, PodError, Pods};
@@ -24,6 +26,11 @@ pub(super) enum Command {
     Remove {
         reply: Reply,
     },
+    /// What the sandbox costs, and the sum of its containers.
+    Update {
+        told: Box<(Option<LinuxContainerResources>, Option<LinuxContainerResources>)>,
+        reply: Reply,
+    },
     /// The pid 1 that the pod's containers share has ended.
     InitEnded,
 }
@@ -33,11 +40,14 @@ struct Driver {
     handle: Arc<Pod>,
     record: SandboxRecord,
     failed_detaches: u32,
+    /// Its end has been told of.
+    stop_told: bool,
 }
 
 /// Starts the driver of a sandbox that stands.
 pub(super) fn start(pods: Pods, handle: Arc<Pod>, mut commands: mpsc::Receiver<Command>, record: SandboxRecord) {
-    let mut driver = Driver { pods, handle, record, failed_detaches: 0 };
+    let stop_told = record.phase != SandboxPhase::Ready;
+    let mut driver = Driver { pods, handle, record, failed_detaches: 0, stop_told };
     crate::task::spawn("pod", async move {
         while let Some(command) = commands.recv().await {
             match command {
@@ -45,6 +55,9 @@ pub(super) fn start(pods: Pods, handle: Arc<Pod>, mut commands: mpsc::Receiver<C
                     let result = driver.stop().await;
                     // A caller whose deadline is over has gone; the work is done all the same.
                     let _ = reply.send(result);
+                }
+                Command::Update { told, reply } => {
+                    let _ = reply.send(driver.update(*told));
                 }
                 Command::InitEnded => driver.init_ended(),
                 Command::Remove { reply } => {
@@ -72,7 +85,28 @@ impl Driver {
         self.stop_containers().await?;
         let detached = self.pods.detach(&mut self.record).await;
         self.save();
+        self.tell_stop();
         detached
+    }
+
+    /// Once: a stop may be repeated, and the end of the pod's pid 1 may come before it.
+    fn tell_stop(&mut self) {
+        if !std::mem::replace(&mut self.stop_told, true) {
+            self.tell(&[Kind::Stopped]);
+        }
+    }
+
+    fn update(
+        &mut self,
+        (overhead, resources): (Option<LinuxContainerResources>, Option<LinuxContainerResources>),
+    ) -> Result<(), PodError> {
+        let mut changed = self.record.clone();
+        changed.overhead = overhead.or(changed.overhead);
+        changed.resources = resources.or(changed.resources);
+        self.pods.containers().resources().store.put_sandbox(&changed)?;
+        self.record = changed;
+        self.publish();
+        Ok(())
     }
 
     /// Without its pid 1 the pod cannot run a container any more; the kubelet makes another one.
@@ -81,6 +115,7 @@ impl Driver {
             tracing::warn!(id = %self.record.id, "the pod's pid 1 has ended");
             self.record.phase = SandboxPhase::NotReady;
             self.save();
+            self.tell_stop();
         }
     }
 
@@ -123,6 +158,7 @@ impl Driver {
         }
         store.remove(&self.record.id)?;
         self.pods.forget(&self.record.id);
+        self.tell(&[Kind::Deleted]);
         Ok(())
     }
 
@@ -146,6 +182,16 @@ impl Driver {
         if let Err(error) = self.pods.containers().resources().store.put_sandbox(&self.record) {
             tracing::warn!(id = %self.record.id, error = %crate::telemetry::chain(&error), "the record of a sandbox cannot be written");
         }
+        self.publish();
+    }
+
+    fn publish(&self) {
         self.handle.record.store(Arc::new(self.record.clone()));
+        self.tell(&[]);
+    }
+
+    /// Tells those who listen what the published record means.
+    fn tell(&self, kinds: &[Kind]) {
+        self.pods.containers().resources().events.sandbox(&self.handle.record.load_full(), kinds);
     }
 }

@@ -47,7 +47,7 @@ impl Pods {
             SandboxPhase::Ready => self.restore_attachment(&record),
             SandboxPhase::NotReady => {}
         }
-        self.adopt(record);
+        self.adopt(record, &[]);
         Ok(())
     }
 

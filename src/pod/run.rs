@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use cri_proto::runtime::v1::{NamespaceMode, PodSandboxConfig};
 
 use crate::admission::SandboxKey;
+use crate::events::Kind;
 use crate::network::{Dns, PodAttachment};
 use crate::runtime::OciRuntime;
 use crate::security::selinux::State;
@@ -71,7 +72,7 @@ impl Pods {
         let resources = self.containers().resources().clone();
         resources.store.put_sandbox(&record)?;
         match self.make(&mut record).await {
-            Ok(()) => Ok(self.adopt(record).id().to_owned()),
+            Ok(()) => Ok(self.adopt(record, &[Kind::Created, Kind::Started]).id().to_owned()),
             Err(error) => {
                 if let Err(left) =
                     self.take_away(&mut record).await.and_then(|()| Ok(resources.store.remove(&record.id)?))

@@ -119,8 +119,11 @@ impl Coded for ContainerError {
             | Self::Relabel { source: RelabelError::System { .. }, .. }
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } | Self::MemoryInUse { .. } => {
+                Code::FailedPrecondition
+            }
             Self::TooManySessions { .. } => Code::ResourceExhausted,
+            Self::Update { source } | Self::UpdateUndo { source, .. } => source.code(),
             Self::NoImage { .. } => Code::NotFound,
             Self::ExecTimeout { .. } | Self::Unkillable { .. } => Code::DeadlineExceeded,
             Self::ExecCancelled => Code::Cancelled,

@@ -84,7 +84,7 @@ pub(super) fn container(record: &ContainerRecord) -> Container {
 
 pub(super) fn container_status(record: &ContainerRecord) -> ContainerStatus {
     let ending = record.ending.clone().unwrap_or_default();
-    let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let resources = record.resources().cloned();
     ContainerStatus {
         id: record.id.clone(),
         metadata: record.config.metadata.clone(),

@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status};
 
 use crate::image::PullRequest;
 
-use super::Services;
-use super::code::{invalid, status, unimplemented};
+use super::code::{invalid, status};
+use super::{Services, list, stream};
 
 fn reference(image: Option<ImageSpec>) -> Result<String, Status> {
     match image {
@@ -26,16 +26,15 @@ impl ImageService for Services {
     type StreamImagesStream = BoxStream<StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|image| image.image);
-        let images = self.images.list(wanted.as_deref().filter(|wanted| !wanted.is_empty()));
-        Ok(Response::new(ListImagesResponse { images: images.iter().map(|image| image.to_cri()).collect() }))
+        Ok(Response::new(ListImagesResponse { images: list::images(self, request.into_inner().filter) }))
     }
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(unimplemented("StreamImages"))
+        let images = list::images(self, request.into_inner().filter);
+        Ok(stream::list(images, |images| StreamImagesResponse { images }))
     }
 
     async fn image_status(

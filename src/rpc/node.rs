@@ -151,6 +151,8 @@ pub(super) fn sandbox_info(record: &SandboxRecord) -> HashMap<String, String> {
         "hostname": record.hostname,
         "ips": record.ips,
         "cniResult": record.network,
+        "overhead": record.overhead(),
+        "resources": record.resources(),
         "config": record.config,
     }))
 }

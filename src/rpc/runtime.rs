@@ -13,7 +13,7 @@ use crate::pod::PodError;
 
 use super::Services;
 use super::code::{status, unimplemented};
-use super::{convert, node, statistics};
+use super::{convert, list, node, statistics, stream};
 
 fn container_error(error: ContainerError) -> Status {
     status(&error)
@@ -83,14 +83,16 @@ impl RuntimeService for Services {
         request: Request<cri::PodSandboxStatusRequest>,
     ) -> Answer<cri::PodSandboxStatusResponse> {
         let request = request.into_inner();
-        let record = self.pods.find(&request.pod_sandbox_id).map_err(pod_error)?.record();
+        let pod = self.pods.find(&request.pod_sandbox_id).map_err(pod_error)?;
+        // One point of the order of events: a client that has heard an event of later than `timestamp` knows more than this.
+        let moment = self.pods.containers().resources().events.moment(pod.id());
+        let record = moment.sandbox.unwrap_or_else(|| pod.record());
         let info = if request.verbose { node::sandbox_info(&record) } else { Default::default() };
         Ok(Response::new(cri::PodSandboxStatusResponse {
             status: Some(convert::sandbox_status(&record)),
             info,
-            // Left out on purpose: half-filled is worse than absent for the kubelet's evented PLEG.
-            containers_statuses: Vec::new(),
-            timestamp: 0,
+            containers_statuses: moment.containers.iter().map(|own| convert::container_status(own)).collect(),
+            timestamp: moment.at,
         }))
     }
 
@@ -99,16 +101,7 @@ impl RuntimeService for Services {
         request: Request<cri::ListPodSandboxRequest>,
     ) -> Answer<cri::ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let mut items: Vec<_> = self
-            .pods
-            .list()
-            .iter()
-            .map(|pod| pod.record())
-            .filter(|record| convert::sandbox_fits(record, &filter))
-            .map(|record| convert::sandbox(&record))
-            .collect();
-        items.sort_by_key(|item| std::cmp::Reverse(item.created_at));
-        Ok(Response::new(cri::ListPodSandboxResponse { items }))
+        Ok(Response::new(cri::ListPodSandboxResponse { items: list::sandboxes(self, &filter) }))
     }
 
     async fn create_container(
@@ -153,17 +146,7 @@ impl RuntimeService for Services {
         request: Request<cri::ListContainersRequest>,
     ) -> Answer<cri::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let mut containers: Vec<_> = self
-            .pods
-            .containers()
-            .list()
-            .iter()
-            .map(|container| container.record())
-            .filter(|record| convert::container_fits(record, &filter))
-            .map(|record| convert::container(&record))
-            .collect();
-        containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
-        Ok(Response::new(cri::ListContainersResponse { containers }))
+        Ok(Response::new(cri::ListContainersResponse { containers: list::containers(self, &filter) }))
     }
 
     async fn container_status(
@@ -221,9 +204,17 @@ impl RuntimeService for Services {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Answer<cri::UpdateContainerResourcesResponse> {
-        Err(unimplemented("UpdateContainerResources"))
+        let request = request.into_inner();
+        admission::update_container_resources(&request).map_err(|error| status(&error))?;
+        let containers = self.pods.containers();
+        match request.linux {
+            Some(linux) => containers.update(&request.container_id, linux).await.map_err(container_error)?,
+            // Annotations are hints, and say nothing to the runtimes of this node.
+            None => drop(containers.find(&request.container_id).map_err(container_error)?),
+        }
+        Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
     }
 
     async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
@@ -240,16 +231,20 @@ impl RuntimeService for Services {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(unimplemented("StreamPodSandboxes"))
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = list::sandboxes(self, &filter);
+        Ok(stream::list(items, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Err(unimplemented("StreamContainers"))
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = list::containers(self, &filter);
+        Ok(stream::list(items, |containers| cri::StreamContainersResponse { containers }))
     }
 
     async fn stream_container_stats(
@@ -293,7 +288,7 @@ impl RuntimeService for Services {
     }
 
     async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        Err(unimplemented("GetContainerEvents"))
+        stream::events(&self.pods.containers().resources().events)
     }
 
     async fn list_metric_descriptors(
@@ -319,8 +314,11 @@ impl RuntimeService for Services {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        Err(unimplemented("UpdatePodSandboxResources"))
+        let request = request.into_inner();
+        admission::update_pod_sandbox_resources(&request).map_err(|error| status(&error))?;
+        self.pods.update(&request.pod_sandbox_id, request.overhead, request.resources).await.map_err(pod_error)?;
+        Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
     }
 }

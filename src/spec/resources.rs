@@ -1,5 +1,7 @@
 //! Limits: cgroup resources, the OOM score, open files.
 
+mod update;
+
 use std::collections::HashMap;
 
 use cri_proto::runtime::v1 as cri;
@@ -9,6 +11,8 @@ use oci_spec::runtime::{
 
 use super::{Clamped, HostFacts, SpecInput};
 use crate::security::CgroupVersion;
+
+pub use update::ResourceUpdate;
 
 /// The least memory that a runtime can start a process in, in bytes. Below it the failure is one that nobody can read.
 const MIN_MEMORY: i64 = 512 * 1024;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cri_proto::runtime::v1::{ContainerConfig, LinuxContainerUser, PodSandboxConfig};
+use cri_proto::runtime::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerUser, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::storage::Digest;
@@ -53,6 +53,10 @@ pub struct SandboxRecord {
     pub hostname: String,
     /// SELinux level of the pod's containers and files; empty where SELinux is off.
     pub selinux_level: String,
+    /// What the sandbox itself costs and the sum of its containers, once they were changed (UpdatePodSandboxResources);
+    /// until then the request's own.
+    pub overhead: Option<LinuxContainerResources>,
+    pub resources: Option<LinuxContainerResources>,
 }
 
 /// Where a container is in its life.
@@ -114,9 +118,32 @@ pub struct ContainerRecord {
     pub cgroups_path: String,
     /// It has no pid namespace of its own, so its processes must be killed through the cgroup.
     pub shares_pids: bool,
+    /// Its limits, once they were changed (UpdateContainerResources); until then the request's own.
+    pub resources: Option<LinuxContainerResources>,
+}
+
+impl SandboxRecord {
+    /// What the sandbox itself costs (RuntimeClass overhead), as last told.
+    #[must_use]
+    pub fn overhead(&self) -> Option<&LinuxContainerResources> {
+        self.overhead.as_ref().or_else(|| self.config.linux.as_ref()?.overhead.as_ref())
+    }
+
+    /// The sum of its containers, as last told.
+    #[must_use]
+    pub fn resources(&self) -> Option<&LinuxContainerResources> {
+        self.resources.as_ref().or_else(|| self.config.linux.as_ref()?.resources.as_ref())
+    }
 }
 
 impl ContainerRecord {
+    /// The limits in force, in the words in which they were asked for: a value that the kernel rounds or the runtime
+    /// converts is never read back.
+    #[must_use]
+    pub fn resources(&self) -> Option<&LinuxContainerResources> {
+        self.resources.as_ref().or_else(|| self.config.linux.as_ref()?.resources.as_ref())
+    }
+
     /// Where the log is, for those who ask: the pod's folder and the request's relative path.
     #[must_use]
     pub fn log_path(&self) -> Option<PathBuf> {

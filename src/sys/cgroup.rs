@@ -1,5 +1,6 @@
 //! Control groups, version 1 (with the "hybrid" of both), and version 2: where they are mounted, and what cricket does to
-//! a container's: list, kill, watch for OOM kills, remove. Limits are the OCI runtime's work, not done here.
+//! a container's: list, kill, watch for OOM kills, remove. Limits are the OCI runtime's work; here they are only noted before
+//! a change and put back after one that failed.
 //!
 //! Every path starts at a root folder that the caller gives, so that tests can lay out a tree of their own. A name that
 //! came from a client is a [`CgroupPath`] only after [`Placement`] has checked it; the root cgroup is never one, so nothing
@@ -7,6 +8,7 @@
 
 mod kill;
 mod layout;
+mod limits;
 mod node;
 mod oom;
 mod placement;
@@ -16,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use layout::{CgroupLayout, CgroupVersion};
+pub use limits::Limits;
 pub use node::Cgroups;
 pub use oom::OomWatch;
 pub use placement::{CgroupPath, Driver, Placement, PlacementError};

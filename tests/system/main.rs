@@ -46,6 +46,8 @@ mod old_kubelet;
 mod pods;
 mod security_context;
 mod server;
+mod streams;
+mod update;
 
 /// Makes two tests, `name::crun` and `name::runc`, of each `async fn name(runtime: &'static str) -> anyhow::Result<()>`.
 #[macro_export]

@@ -174,7 +174,7 @@ fn fill_cpuset(parent: &Path, dir: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
     let opened = std::fs::OpenOptions::new().write(true).open(path);
     opened
         .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
