@@ -36,6 +36,7 @@ mod cve_node;
 mod cve_request;
 mod devices;
 mod dual_stack;
+mod events;
 mod exec;
 mod full_disk;
 mod hostports;
