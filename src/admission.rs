@@ -9,9 +9,9 @@ mod field;
 mod identity;
 mod sandbox;
 mod session;
-mod update;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::fmt;
 

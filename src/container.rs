@@ -45,6 +45,7 @@ use crate::runtime::{Handlers, HandlersError, OciRuntime, RuntimeError};
 use crate::spec::{HandlerPolicy, HostFacts, NamespacePaths, PodFiles, SpecError};
 use crate::state::ids::{self, Match};
 use crate::state::{ContainerPhase, ContainerRecord, StateError, Store};
+use crate::stats::{Disks, Sampler};
 use crate::storage::{Storage, StorageError};
 use crate::sys::cgroup::Cgroups;
 use crate::task::flight::{FlightError, Flights};
@@ -65,6 +66,9 @@ pub struct Resources {
     pub store: Store,
     pub cgroups: Cgroups,
     pub events: Events,
+    /// What containers and pods use, and what their writable layers occupy.
+    pub sampler: Sampler,
+    pub disks: Disks,
     pub host: HostFacts,
     pub cdi: Arc<crate::devices::cdi::Cdi>,
     pub apparmor: crate::security::apparmor::Profiles,

@@ -172,6 +172,13 @@ impl Pods {
         &self.inner.default_parent
     }
 
+    /// Where the network namespace of a sandbox is pinned; `None` with the host's network.
+    #[must_use]
+    pub fn network_namespace(&self, record: &SandboxRecord) -> Option<PathBuf> {
+        let own = namespace_options(&record.config).network() != NamespaceMode::Node;
+        own.then(|| Paths::new(&self.containers().resources().state_dir, &record.id).namespaces.join("net"))
+    }
+
     /// Every sandbox, by id.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Pod>> {

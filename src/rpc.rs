@@ -29,7 +29,6 @@ use crate::image::Images;
 use crate::pod::Pods;
 
 pub use deadline::DeadlineLayer;
-pub use statistics::Kept;
 pub use trace::TraceLayer;
 
 /// Encoded answers may be as large as a list of everything on a full node is.
@@ -41,7 +40,6 @@ pub struct Services {
     pub pods: Pods,
     pub images: Images,
     pub config: Arc<ArcSwap<Config>>,
-    pub kept: Kept,
 }
 
 /// What each request passes, from the last to the first.

@@ -68,11 +68,7 @@ mod tests {
     use super::*;
 
     fn of(linux: cri::LinuxContainerResources) -> cri::UpdateContainerResourcesRequest {
-        cri::UpdateContainerResourcesRequest {
-            container_id: "a".repeat(64),
-            linux: Some(linux),
-            ..Default::default()
-        }
+        cri::UpdateContainerResourcesRequest { container_id: "a".repeat(64), linux: Some(linux), ..Default::default() }
     }
 
     fn pages(size: &str) -> cri::HugepageLimit {
@@ -99,11 +95,17 @@ mod tests {
         let cases = [
             (cri::LinuxContainerResources { hugepage_limits: many, ..Default::default() }, "linux.hugepage_limits"),
             (
-                cri::LinuxContainerResources { hugepage_limits: vec![pages("2MB"), pages("2MB")], ..Default::default() },
+                cri::LinuxContainerResources {
+                    hugepage_limits: vec![pages("2MB"), pages("2MB")],
+                    ..Default::default()
+                },
                 "linux.hugepage_limits[1].page_size",
             ),
             (cri::LinuxContainerResources { unified: keys, ..Default::default() }, "linux.unified"),
-            (cri::LinuxContainerResources { cpuset_cpus: "0,".repeat(40_000), ..Default::default() }, "linux.cpuset_cpus"),
+            (
+                cri::LinuxContainerResources { cpuset_cpus: "0,".repeat(40_000), ..Default::default() },
+                "linux.cpuset_cpus",
+            ),
         ];
         for (linux, field) in cases {
             assert_eq!(update_container_resources(&of(linux.clone())).unwrap_err().field, field);

@@ -307,6 +307,7 @@ impl Driver {
             tracing::warn!(id = %self.owned.record.id, error = %crate::telemetry::chain(&error), "the record of an exit cannot be written");
         }
         self.publish(&[Kind::Stopped]);
+        self.containers.resources().sampler.forget(&self.owned.record.id);
         if let Some((error, reply)) = failure {
             answer(reply, Err(error));
         }
@@ -334,6 +335,8 @@ impl Driver {
         match removed {
             Ok(()) => {
                 self.containers.forget(&self.owned.record.id);
+                self.containers.resources().sampler.forget(&self.owned.record.id);
+                self.containers.resources().disks.forget(&self.owned.record.id);
                 self.containers.resources().events.container(&Arc::new(self.owned.record.clone()), &[Kind::Deleted]);
                 for reply in callers {
                     answer(reply, Ok(()));

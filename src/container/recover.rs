@@ -19,7 +19,7 @@ impl Containers {
         for Found { record, other_boot } in found {
             let id = record.id.clone();
             let held = held.remove(&id);
-            if let Err(error) = self.recover_one(record, other_boot, held).await {
+            if let Err(error) = Box::pin(self.recover_one(record, other_boot, held)).await {
                 // Its record stays, and the next start tries again; the others are not held up by it.
                 tracing::error!(%id, error = %crate::telemetry::chain(&error), "a container of an earlier run cannot be taken over");
             }

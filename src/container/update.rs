@@ -78,7 +78,10 @@ async fn set(
     before: &Limits,
     cgroup: &Cgroup,
 ) -> Result<(), ContainerError> {
-    runtime.update(id, &encoded(told)?).await?;
+    match runtime.update(id, &encoded(told)?).await {
+        Err(_) if takes_quota_away(told) => without_quota(runtime, id, told, before).await?,
+        updated => updated?,
+    }
     // runc's update knows neither of these, and says nothing of it.
     for pages in told.hugepage_limits().iter().flatten() {
         before.set_if_passed_over(&cgroup.hugepage_file(pages.page_size()), &pages.limit().to_string())?;
@@ -87,6 +90,29 @@ async fn set(
         before.set_if_passed_over(key, value)?;
     }
     Ok(())
+}
+
+/// crun 1.8 writes the quota -1 as a number without a sign, which version 1 kernels refuse.
+fn takes_quota_away(told: &LinuxResources) -> bool {
+    told.cpu().as_ref().is_some_and(|cpu| cpu.quota() == Some(-1))
+}
+
+/// All but the quota by the runtime, which has failed with it; the quota by hand.
+async fn without_quota(
+    runtime: &OciRuntime,
+    id: &str,
+    told: &LinuxResources,
+    before: &Limits,
+) -> Result<(), ContainerError> {
+    let mut rest = told.clone();
+    let period = told.cpu().as_ref().and_then(|cpu| cpu.period());
+    if let Some(cpu) = rest.cpu_mut() {
+        cpu.set_quota(None);
+    }
+    runtime.update(id, &encoded(&rest)?).await?;
+    before.set("cpu.cfs_quota_us", "-1")?;
+    let bandwidth = period.map_or_else(|| "max".to_owned(), |period| format!("max {period}"));
+    Ok(before.set("cpu.max", &bandwidth)?)
 }
 
 async fn put_back(

@@ -22,6 +22,7 @@ use crate::security::apparmor::Profiles;
 use crate::security::selinux::State as SelinuxState;
 use crate::spec::HostFacts;
 use crate::state::{Records, Store};
+use crate::stats::{Disks, Sampler};
 use crate::storage::{Storage, StorageOptions};
 use crate::sys::cgroup::{Cgroups, Driver};
 use crate::sys::pidfd;
@@ -78,6 +79,10 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     if host.kernel.selinux == SelinuxState::NoPolicy {
         tracing::warn!("SELinux is on, but its policy has no container_t: containers get no labels");
     }
+    let layers = storage.clone();
+    let disks = Disks::new(crate::sys::host::device_name_of(&config.server.root), move |id| {
+        layers.container_usage(id).ok().map(|usage| (usage.bytes, usage.inodes))
+    });
     let resources = Arc::new(Resources {
         keeper,
         runtimes: ArcSwap::from_pointee(runtimes),
@@ -86,6 +91,8 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         store,
         cgroups,
         events: crate::events::Events::new(),
+        sampler: Sampler::new(),
+        disks,
         host,
         cdi,
         apparmor,
@@ -95,15 +102,10 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let network = Network::new(config.network.clone());
     network.start();
     let pods = Pods::new(Containers::new(resources), network, default_parent);
-    take_over(&pods, records).await?;
+    Box::pin(take_over(&pods, records)).await?;
     drop(in_use);
     poll_network(&pods);
-    Ok(Arc::new(Services {
-        pods,
-        images,
-        config: Arc::new(ArcSwap::from_pointee(config.clone())),
-        kept: crate::rpc::Kept::default(),
-    }))
+    Ok(Arc::new(Services { pods, images, config: Arc::new(ArcSwap::from_pointee(config.clone())) }))
 }
 
 fn cgroups(config: &Config) -> Result<Cgroups, DaemonError> {

@@ -54,7 +54,8 @@ async fn an_event_shows_the_pod_as_it_was_then() {
             ("p", Kind::Deleted),
         ]
     );
-    let phases: Vec<Vec<_>> = heard.iter().map(|e| e.pod.containers.iter().map(|record| record.phase).collect()).collect();
+    let phases: Vec<Vec<_>> =
+        heard.iter().map(|e| e.pod.containers.iter().map(|record| record.phase).collect()).collect();
     let expected = [vec![], vec![], vec![ContainerPhase::Created], vec![ContainerPhase::Running]];
     assert_eq!(phases[..4], expected);
     assert_eq!(phases[4..], [vec![ContainerPhase::Exited], vec![], vec![], vec![]]);

@@ -83,6 +83,8 @@ impl Driver {
         }
         drop(gate);
         self.stop_containers().await?;
+        // What is counted there keeps the network namespace alive.
+        self.pods.containers().resources().sampler.forget(&self.record.id);
         let detached = self.pods.detach(&mut self.record).await;
         self.save();
         self.tell_stop();

@@ -190,7 +190,7 @@ impl RuntimeService for Services {
     ) -> Answer<cri::ContainerStatsResponse> {
         let id = request.into_inner().container_id;
         let container = self.pods.containers().find(&id).map_err(container_error)?;
-        let stats = statistics::of(self, &container).await;
+        let stats = statistics::container(self, &container).await;
         Ok(Response::new(cri::ContainerStatsResponse { stats: Some(stats) }))
     }
 
@@ -199,7 +199,7 @@ impl RuntimeService for Services {
         request: Request<cri::ListContainerStatsRequest>,
     ) -> Answer<cri::ListContainerStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        Ok(Response::new(cri::ListContainerStatsResponse { stats: statistics::list(self, &filter).await }))
+        Ok(Response::new(cri::ListContainerStatsResponse { stats: statistics::containers(self, &filter).await }))
     }
 
     async fn update_container_resources(
@@ -249,27 +249,37 @@ impl RuntimeService for Services {
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(unimplemented("StreamContainerStats"))
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = statistics::containers(self, &filter).await;
+        Ok(stream::list(items, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
-        Err(unimplemented("PodSandboxStats"))
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        let pod = self.pods.find(&request.into_inner().pod_sandbox_id).map_err(pod_error)?;
+        let stats = statistics::pod(self, &pod).await;
+        Ok(Response::new(cri::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        Err(unimplemented("ListPodSandboxStats"))
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats: statistics::pods(self, &filter).await }))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(unimplemented("StreamPodSandboxStats"))
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = statistics::pods(self, &filter).await;
+        Ok(stream::list(items, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn checkpoint_container(
@@ -295,21 +305,22 @@ impl RuntimeService for Services {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        Err(unimplemented("ListMetricDescriptors"))
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors: statistics::descriptors(self) }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        Err(unimplemented("ListPodSandboxMetrics"))
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics: statistics::pod_metrics(self).await }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(unimplemented("StreamPodSandboxMetrics"))
+        let items = statistics::pod_metrics(self).await;
+        Ok(stream::list(items, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     async fn update_pod_sandbox_resources(

@@ -47,7 +47,14 @@ pub enum ResourceError {
 
 pub(super) fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, ResourceError> {
     match input.config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
-        Some(request) => to_oci_resources(request, input.host),
+        Some(request) => {
+            let mut resources = to_oci_resources(request, input.host)?;
+            // A new cgroup has no quota, so "none" need not be said; crun 1.8 cannot even say it on version 1.
+            if let Some(cpu) = resources.cpu_mut() {
+                cpu.set_quota(cpu.quota().filter(|quota| *quota > 0));
+            }
+            Ok(resources)
+        }
         None => Ok(LinuxResources::default()),
     }
 }

@@ -2,7 +2,7 @@
 
 use cri_proto::runtime::v1 as cri;
 
-use super::{Pressure, Stall, Usage};
+use super::{Interface, Pressure, Sample, Stall, Usage};
 
 /// A container's statistics. The kubelet works out the processor's rate itself where `nano_cores` is `None`.
 #[must_use]
@@ -64,10 +64,52 @@ pub fn io_usage(usage: &Usage) -> Option<cri::IoUsage> {
     usage.io_pressure.as_ref().map(|pressure| cri::IoUsage { timestamp: usage.timestamp, psi: Some(psi(pressure)) })
 }
 
-/// The number of tasks, for a pod's statistics.
+/// A pod's statistics, with those of its containers.
+#[must_use]
+pub fn pod_stats(
+    attributes: cri::PodSandboxAttributes,
+    sample: &Sample,
+    containers: Vec<cri::ContainerStats>,
+) -> cri::PodSandboxStats {
+    let usage = &sample.usage;
+    cri::PodSandboxStats {
+        attributes: Some(attributes),
+        linux: Some(cri::LinuxPodSandboxStats {
+            cpu: cpu_usage(usage, sample.nano_cores),
+            memory: memory_usage(usage),
+            network: sample.interfaces.as_ref().map(|interfaces| network_usage(sample.timestamp, interfaces)),
+            process: process_usage(usage),
+            containers,
+            io: io_usage(usage),
+        }),
+        windows: None,
+    }
+}
+
+/// The name that CNI's clients give a pod's first link.
+const DEFAULT_INTERFACE: &str = "eth0";
+
+/// What went over a pod's links.
+#[must_use]
+pub fn network_usage(timestamp: i64, interfaces: &[Interface]) -> cri::NetworkUsage {
+    let one = |own: &Interface| cri::NetworkInterfaceUsage {
+        name: own.name.clone(),
+        rx_bytes: Some(value(own.rx_bytes)),
+        rx_errors: Some(value(own.rx_errors)),
+        tx_bytes: Some(value(own.tx_bytes)),
+        tx_errors: Some(value(own.tx_errors)),
+    };
+    cri::NetworkUsage {
+        timestamp,
+        default_interface: interfaces.iter().find(|own| own.name == DEFAULT_INTERFACE).map(one),
+        interfaces: interfaces.iter().filter(|own| own.name != DEFAULT_INTERFACE).map(one).collect(),
+    }
+}
+
+/// The number of processes, for a pod's statistics.
 #[must_use]
 pub fn process_usage(usage: &Usage) -> Option<cri::ProcessUsage> {
-    usage.pids.map(|count| cri::ProcessUsage { timestamp: usage.timestamp, process_count: Some(value(count)) })
+    usage.processes.map(|count| cri::ProcessUsage { timestamp: usage.timestamp, process_count: Some(value(count)) })
 }
 
 fn value(value: u64) -> cri::UInt64Value {

@@ -59,6 +59,21 @@ pub fn real_path(path: &Path) -> io::Result<PathBuf> {
     std::fs::canonicalize(path)
 }
 
+/// The name of a block device, `/dev/sda`; `major:minor` where the kernel has no name for it (overlay, tmpfs).
+#[must_use]
+pub fn device_name((major, minor): (u32, u32)) -> String {
+    let about = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).unwrap_or_default();
+    let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    name.map_or_else(|| format!("{major}:{minor}"), |name| format!("/dev/{name}"))
+}
+
+/// The name of the block device on which a file or folder lies; empty when it is not there.
+#[must_use]
+pub fn device_name_of(path: &Path) -> String {
+    let device = |found: rustix::fs::Stat| (rustix::fs::major(found.st_dev), rustix::fs::minor(found.st_dev));
+    rustix::fs::stat(path).map(device).map(device_name).unwrap_or_default()
+}
+
 /// Reads a regular file of the host, at most `cap` bytes. A FIFO or a device does not block or answer.
 ///
 /// # Errors

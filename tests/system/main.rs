@@ -47,6 +47,7 @@ mod old_kubelet;
 mod pods;
 mod security_context;
 mod server;
+mod stats;
 mod streams;
 mod update;
 

@@ -15,7 +15,10 @@ use crate::requests::{BUSYBOX, container, host_pod};
 crate::once!(streams_say_what_lists_say, a_large_list_comes_in_pieces, every_call_twice_and_after_the_end);
 
 /// All messages of a stream; none may be empty.
-async fn all<M, T>(stream: Result<tonic::Response<Streaming<M>>, Status>, items: impl Fn(M) -> Vec<T>) -> Result<Vec<Vec<T>>> {
+async fn all<M, T>(
+    stream: Result<tonic::Response<Streaming<M>>, Status>,
+    items: impl Fn(M) -> Vec<T>,
+) -> Result<Vec<Vec<T>>> {
     let mut stream = stream?.into_inner();
     let mut found = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -30,7 +33,10 @@ async fn streamed_pods(client: &Client, filter: Option<cri::PodSandboxFilter>) -
     all(client.runtime.clone().stream_pod_sandboxes(request).await, |message| message.pod_sandboxes).await
 }
 
-async fn streamed_containers(client: &Client, filter: Option<cri::ContainerFilter>) -> Result<Vec<Vec<cri::Container>>> {
+async fn streamed_containers(
+    client: &Client,
+    filter: Option<cri::ContainerFilter>,
+) -> Result<Vec<Vec<cri::Container>>> {
     let request = cri::StreamContainersRequest { filter };
     all(client.runtime.clone().stream_containers(request).await, |message| message.containers).await
 }
@@ -94,6 +100,55 @@ async fn a_large_list_comes_in_pieces() -> Result<()> {
     client.clear().await
 }
 
+/// The code of each call's answer; `None` for success.
+type Codes = BTreeMap<&'static str, Option<Code>>;
+
+fn code<T>(answer: Result<T, Status>) -> Option<Code> {
+    answer.err().map(|status| status.code())
+}
+
+/// Makes calls about one pod and its container.
+struct Caller<'a> {
+    client: &'a Client,
+    pod: &'a str,
+    id: &'a str,
+}
+
+impl Caller<'_> {
+    async fn stop(&self, codes: &mut Codes) {
+        codes.insert("StopContainer", code(self.client.stop(self.id, 0).await));
+        codes.insert("StopPodSandbox", code(self.client.stop_pod(self.pod).await));
+    }
+
+    async fn remove(&self, codes: &mut Codes) {
+        codes.insert("RemoveContainer", code(self.client.remove(self.id).await));
+        codes.insert("RemovePodSandbox", code(self.client.remove_pod(self.pod).await));
+        self.stop(codes).await;
+        codes.insert("StartContainer", code(self.client.start(self.id).await));
+        codes.insert("ContainerStatus", code(self.client.status(self.id).await));
+        codes.insert("PodSandboxStatus", code(self.client.pod_status(self.pod).await));
+    }
+
+    async fn change(&self, codes: &mut Codes) {
+        let mut runtime = self.client.runtime.clone();
+        let linux = Some(cri::LinuxContainerResources { cpu_shares: 77, ..Default::default() });
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: self.id.to_owned(),
+            linux: linux.clone(),
+            ..Default::default()
+        };
+        codes.insert("Update", code(runtime.update_container_resources(request).await));
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: self.pod.to_owned(),
+            resources: linux,
+            ..Default::default()
+        };
+        codes.insert("UpdatePod", code(runtime.update_pod_sandbox_resources(request).await));
+        let request = cri::ReopenContainerLogRequest { container_id: self.id.to_owned() };
+        codes.insert("ReopenLog", code(runtime.reopen_container_log(request).await));
+    }
+}
+
 /// What each mutating call must answer when it is made once more, and when the thing is gone.
 async fn every_call_twice_and_after_the_end() -> Result<()> {
     let (node, client, _first, first) = host_node("crun").await?;
@@ -107,79 +162,51 @@ async fn every_call_twice_and_after_the_end() -> Result<()> {
     ensure!(client.create(&pod, &config, &sandbox).await? == id, "CreateContainer twice is one container");
     client.start(&id).await?;
     refused(client.start(&id).await, &[Code::FailedPrecondition], &["RUNNING"])?;
-    let linux = cri::LinuxContainerResources { cpu_shares: 77, ..Default::default() };
-    let update = cri::UpdateContainerResourcesRequest {
-        container_id: id.clone(),
-        linux: Some(linux.clone()),
-        ..Default::default()
-    };
-    let told = cri::UpdatePodSandboxResourcesRequest {
-        pod_sandbox_id: pod.clone(),
-        resources: Some(linux),
-        ..Default::default()
-    };
-    let reopen = cri::ReopenContainerLogRequest { container_id: id.clone() };
-    let mut states: Vec<BTreeMap<&str, Option<Code>>> = Vec::new();
-    for round in ["first", "again", "stopped", "stopped again", "removed", "removed again"] {
-        let mut runtime = client.runtime.clone();
-        let mut answers: BTreeMap<&str, Option<Code>> = BTreeMap::new();
-        let code = |answer: Option<Status>| answer.map(|status| status.code());
-        match round {
-            "stopped" | "stopped again" => {
-                answers.insert("StopContainer", code(client.stop(&id, 0).await.err()));
-                answers.insert("StopPodSandbox", code(client.stop_pod(&pod).await.err()));
-            }
-            "removed" | "removed again" => {
-                answers.insert("RemoveContainer", code(client.remove(&id).await.err()));
-                answers.insert("RemovePodSandbox", code(client.remove_pod(&pod).await.err()));
-                answers.insert("StopContainer", code(client.stop(&id, 0).await.err()));
-                answers.insert("StopPodSandbox", code(client.stop_pod(&pod).await.err()));
-                answers.insert("StartContainer", code(client.start(&id).await.err()));
-                answers.insert("ContainerStatus", code(client.status(&id).await.err()));
-                answers.insert("PodSandboxStatus", code(client.pod_status(&pod).await.err()));
-            }
-            _ => {}
-        }
-        answers.insert("Update", code(runtime.update_container_resources(update.clone()).await.err()));
-        answers.insert("UpdatePod", code(runtime.update_pod_sandbox_resources(told.clone()).await.err()));
-        answers.insert("ReopenLog", code(runtime.reopen_container_log(reopen.clone()).await.err()));
-        states.push(answers);
+
+    let caller = Caller { client: &client, pod: &pod, id: &id };
+    let (mut runs, mut stopped, mut removed) = ([(); 2].map(|()| Codes::new()), Vec::new(), Vec::new());
+    for codes in &mut runs {
+        caller.change(codes).await;
     }
-    for pair in states.chunks(2) {
-        ensure!(pair[0] == pair[1], "once more is not the same: {pair:?}");
+    for _ in 0..2 {
+        let mut codes = Codes::new();
+        caller.stop(&mut codes).await;
+        caller.change(&mut codes).await;
+        stopped.push(codes);
     }
-    let expected: [(usize, &[(&str, Option<Code>)]); 3] = [
-        (0, &[("Update", None), ("UpdatePod", None), ("ReopenLog", None)]),
-        (
-            2,
-            &[
-                ("StopContainer", None),
-                ("StopPodSandbox", None),
-                ("Update", Some(Code::FailedPrecondition)),
-                ("UpdatePod", None),
-            ],
-        ),
-        (
-            4,
-            &[
-                ("RemoveContainer", None),
-                ("RemovePodSandbox", None),
-                ("StopContainer", None),
-                ("StopPodSandbox", None),
-                ("StartContainer", Some(Code::NotFound)),
-                ("ContainerStatus", Some(Code::NotFound)),
-                ("PodSandboxStatus", Some(Code::NotFound)),
-                ("Update", Some(Code::NotFound)),
-                ("UpdatePod", Some(Code::NotFound)),
-                ("ReopenLog", Some(Code::NotFound)),
-            ],
-        ),
-    ];
-    for (round, answers) in expected {
-        for (call, code) in answers {
-            ensure!(states[round].get(call) == Some(code), "{call} in round {round}: {:?}", states[round].get(call));
-        }
+    for _ in 0..2 {
+        let mut codes = Codes::new();
+        caller.remove(&mut codes).await;
+        caller.change(&mut codes).await;
+        removed.push(codes);
     }
+    let (refused, gone) = (Some(Code::FailedPrecondition), Some(Code::NotFound));
+    let expected: Codes = [("Update", None), ("UpdatePod", None), ("ReopenLog", None)].into();
+    ensure!(runs[0] == expected && runs[1] == expected, "while it runs: {runs:?}");
+    let expected: Codes = [
+        ("StopContainer", None),
+        ("StopPodSandbox", None),
+        ("Update", refused),
+        ("UpdatePod", None),
+        ("ReopenLog", refused),
+    ]
+    .into();
+    ensure!(stopped[0] == expected && stopped[1] == expected, "when it is stopped: {stopped:?}");
+    let expected: Codes = [
+        ("RemoveContainer", None),
+        ("RemovePodSandbox", None),
+        ("StopContainer", None),
+        ("StopPodSandbox", None),
+        ("StartContainer", gone),
+        ("ContainerStatus", gone),
+        ("PodSandboxStatus", gone),
+        ("Update", gone),
+        ("UpdatePod", gone),
+        ("ReopenLog", gone),
+    ]
+    .into();
+    ensure!(removed[0] == expected && removed[1] == expected, "when it is gone: {removed:?}");
+
     client.remove_image(BUSYBOX).await?;
     client.remove_image(BUSYBOX).await?;
     ensure!(client.image_status(BUSYBOX).await?.is_none(), "the image is still there");

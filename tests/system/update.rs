@@ -25,14 +25,13 @@ crate::once!(a_runtime_that_fails_half_way, what_is_refused, a_sandbox_keeps_wha
 
 const MIB: i64 = 1 << 20;
 
+type Change = fn(&mut cri::LinuxContainerResources);
+
 async fn update(client: &Client, id: &str, change: impl Fn(&mut cri::LinuxContainerResources)) -> Result<(), Status> {
     let mut linux = cri::LinuxContainerResources::default();
     change(&mut linux);
-    let request = cri::UpdateContainerResourcesRequest {
-        container_id: id.to_owned(),
-        linux: Some(linux),
-        ..Default::default()
-    };
+    let request =
+        cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() };
     client.runtime.clone().update_container_resources(request).await.map(drop)
 }
 
@@ -291,7 +290,7 @@ async fn what_is_refused() -> Result<()> {
     let (node, client, sandbox, pod) = host_node("crun").await?;
     let id = client.run(&pod, &container(&sandbox, "own", "sleep 1000"), &sandbox).await?;
     let before = limits(&node, &id)?;
-    let cases: [(fn(&mut cri::LinuxContainerResources), &str); 7] = [
+    let cases: [(Change, &str); 7] = [
         (|l| l.cpu_quota = 7, "cpu_quota 7"),
         (|l| l.cpu_period = 12, "cpu_period 12"),
         (|l| l.cpu_shares = -1, "cpu_shares -1"),
@@ -308,8 +307,7 @@ async fn what_is_refused() -> Result<()> {
         refused(answer.await, &[Code::InvalidArgument], &[word])?;
     }
     let windows = Some(cri::WindowsContainerResources::default());
-    let request =
-        cri::UpdateContainerResourcesRequest { container_id: id.clone(), windows, ..Default::default() };
+    let request = cri::UpdateContainerResourcesRequest { container_id: id.clone(), windows, ..Default::default() };
     let answer = client.runtime.clone().update_container_resources(request).await;
     refused(answer, &[Code::InvalidArgument], &["windows"])?;
     refused(update(&client, &"0".repeat(64), |_| {}).await, &[Code::NotFound], &[])?;
@@ -318,7 +316,7 @@ async fn what_is_refused() -> Result<()> {
         let answer = update(&client, &id, |l| {
             l.hugepage_limits = vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 }];
         });
-        refused(answer.await, &[Code::InvalidArgument], &["hugetlb"])?;
+        refused(answer.await, &[Code::FailedPrecondition], &["hugetlb"])?;
     }
     Ok(())
 }

@@ -76,10 +76,7 @@ fn merged(
 }
 
 /// Of a whole set of limits those that a request touches.
-fn part(
-    whole: &cri::LinuxContainerResources,
-    request: &cri::LinuxContainerResources,
-) -> cri::LinuxContainerResources {
+fn part(whole: &cri::LinuxContainerResources, request: &cri::LinuxContainerResources) -> cri::LinuxContainerResources {
     let bandwidth = request.cpu_quota != 0 || request.cpu_period != 0;
     let memory = request.memory_limit_in_bytes != 0 || request.memory_swap_limit_in_bytes != 0;
     let number = |touched: bool, value: i64| if touched { value } else { 0 };

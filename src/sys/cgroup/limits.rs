@@ -98,6 +98,14 @@ impl Limits {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Sets a limit, where there is a file of that name.
+    ///
+    /// # Errors
+    /// [`CgroupError::Write`] when the kernel refuses the value.
+    pub fn set(&self, name: &str, value: &str) -> Result<(), CgroupError> {
+        self.files.iter().filter(|(path, _)| path.ends_with(name)).try_for_each(|(path, _)| tree::write(path, value))
+    }
+
     /// Sets a limit that still reads as it was noted and not as it ought to: a runtime's update may pass over kinds of
     /// limits without a word. A file of that name that is not there was never noted, and is left.
     ///

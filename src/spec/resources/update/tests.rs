@@ -7,6 +7,8 @@ use crate::spec::tests::Case;
 
 const MIB: i64 = 1 << 20;
 
+type Change = fn(&mut cri::LinuxContainerResources);
+
 fn limits(change: impl Fn(&mut cri::LinuxContainerResources)) -> cri::LinuxContainerResources {
     let mut limits = cri::LinuxContainerResources::default();
     change(&mut limits);
@@ -40,12 +42,12 @@ fn what_depends_on_each_other_is_told_together() {
     let told = update.told.clone().unwrap();
     let cpu = told.cpu().clone().unwrap();
     assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(20_000), Some(50_000), None));
-    let memory = told.memory().clone().unwrap();
+    let memory = told.memory().unwrap();
     assert_eq!((memory.limit(), memory.swap()), (Some(128 * MIB), Some(128 * MIB)), "no swap before, none after");
     assert_eq!(update.memory_limit(), Some(128 << 20));
     assert_eq!(update.after.oom_score_adj, 300, "cannot change at run time");
     assert_eq!((update.after.cpu_shares, update.after.memory_swap_limit_in_bytes), (512, 0), "shown as requested");
-    let undo = update.undo.memory().clone().unwrap();
+    let undo = update.undo.memory().unwrap();
     assert_eq!((undo.limit(), undo.swap()), (Some(64 * MIB), Some(64 * MIB)));
 }
 
@@ -54,7 +56,7 @@ fn limits_can_be_taken_away_and_put_back_where_there_were_none() {
     let current = limits(|l| l.memory_limit_in_bytes = 64 * MIB);
     let request = limits(|l| l.memory_limit_in_bytes = -1);
     let update = ResourceUpdate::new(&current, &request, &anything_goes()).unwrap();
-    let memory = update.told.clone().unwrap().memory().clone().unwrap();
+    let memory = update.told.clone().unwrap().memory().unwrap();
     assert_eq!((memory.limit(), memory.swap()), (Some(-1), Some(-1)));
     assert_eq!(update.memory_limit(), None);
 
@@ -64,7 +66,7 @@ fn limits_can_be_taken_away_and_put_back_where_there_were_none() {
         l.cpu_shares = 2;
     });
     let undo = ResourceUpdate::new(&limits(|_| {}), &request, &anything_goes()).unwrap().undo;
-    let (cpu, memory) = (undo.cpu().clone().unwrap(), undo.memory().clone().unwrap());
+    let (cpu, memory) = (undo.cpu().clone().unwrap(), undo.memory().unwrap());
     assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(-1), Some(100_000), Some(1024)));
     assert_eq!((memory.limit(), memory.swap()), (Some(-1), Some(-1)));
 }
@@ -78,7 +80,7 @@ fn what_does_not_fit_the_limits_in_force_is_refused() {
     let over_swap = limits(|l| l.memory_limit_in_bytes = 100 * MIB);
     let refused = ResourceUpdate::new(&current, &over_swap, &anything_goes()).unwrap_err().to_string();
     assert!(refused.contains("memory_swap_limit_in_bytes") && refused.contains(&(80 * MIB).to_string()), "{refused}");
-    let cases: [(fn(&mut cri::LinuxContainerResources), &str); 6] = [
+    let cases: [(Change, &str); 6] = [
         (|l| l.cpu_quota = 5, "cpu_quota 5"),
         (|l| l.cpu_shares = -3, "cpu_shares -3"),
         (|l| l.cpuset_cpus = "0;1".into(), "cpuset_cpus \"0;1\""),
