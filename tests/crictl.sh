@@ -166,7 +166,60 @@ three_pods() {
     run "$POD_SHARED" "$shared_config" second 'exec sleep 1002' &&
         has "shared pid: a container sees the other" "sleep 1001" "$(crictl exec --sync "$ID" ps 2>&1)"
     is "shared pid: pid 1 is no container" "" "$(crictl exec --sync "$ID" sh -c 'grep -a sleep /proc/1/cmdline; true' 2>&1 | tr -d '\n')"
+    statistics
+    updates
+}
+
+statistics() {
+    local text
     has "stats" "$WEB" "$(crictl stats -o json 2>&1)"
+    has "stats: a table with the container" "web" "$(crictl stats 2>/dev/null)"
+    text=$(crictl statsp -o json 2>/dev/null | jq -c --arg id "$POD_NET" '.stats[] | select(.attributes.id == $id) | .linux')
+    is "statsp: the pod's link" eth0 "$(jq -r .network.defaultInterface.name <<<"$text")"
+    is "statsp: processor, memory and processes" "true true true" \
+        "$(jq -r '[(.cpu.usageCoreNanoSeconds.value, .memory.workingSetBytes.value, .process.processCount.value) | tonumber > 0 | tostring] | join(" ")' <<<"$text")"
+    has "metricdescs" "container_cpu_usage_seconds_total" "$(crictl metricdescs 2>/dev/null)"
+    text=$(crictl metricsp 2>/dev/null)
+    has "metricsp: the container" "$WEB" "$text"
+    has "metricsp: the pod's link" "container_network_receive_bytes_total" "$text"
+}
+
+updates() {
+    local text
+    holds "update" crictl update --cpu-share 256 --memory 134217728 "$WEB"
+    is "update: the limits are shown" "256 134217728" \
+        "$(crictl inspect "$WEB" 2>/dev/null | jq -r '.status.resources.linux | "\(.cpuShares) \(.memoryLimitInBytes)"')"
+    is "update: the limit is in force" 134217728 "$(cat /sys/fs/cgroup/memory"$PARENT"/pods/cricket-"$WEB"/memory.limit_in_bytes 2>&1)"
+    text=$(crictl update --cpu-quota 5 "$WEB" 2>&1) && text="no error"
+    has "update: what makes no sense is refused by name" "cpu_quota 5" "$text"
+}
+
+# hears FILE: the events so far, as "type id" lines.
+heard() { jq -r '"\(.containerEventType) \(.containerId)"' "$1" 2>/dev/null; }
+
+events() {
+    local file=$NODE/logs/events config text
+    crictl events >"$file" 2>"$NODE/logs/err" &
+    EVENTS_PID=$!
+    config=$(pod events '"network": 2, "pid": 1')
+    # The subscription has begun once something is heard of.
+    hears_pod() {
+        ID=$(crictl runp --runtime="$RUNTIME" "$config" 2>/dev/null)
+        wait_for 2 grep -q "$ID" "$file" && return 0
+        crictl rmp -f "$ID" >/dev/null 2>&1
+        return 1
+    }
+    if wait_for 30 hears_pod; then good "events: a pod is heard of"; else bad "events: a pod is heard of" "$(cat "$NODE/logs/err")"; fi
+    local id=$ID
+    crictl rmp -f "$id" >/dev/null 2>&1
+    gone() { heard "$file" | grep -q "CONTAINER_DELETED_EVENT $id"; }
+    wait_for 30 gone
+    text=$(heard "$file" | grep "$id" | awk '{ print $1 }' | tr '\n' ' ')
+    is "events: the whole life of a pod" \
+        "CONTAINER_CREATED_EVENT CONTAINER_STARTED_EVENT CONTAINER_STOPPED_EVENT CONTAINER_DELETED_EVENT " "$text"
+    kill "$EVENTS_PID" 2>/dev/null
+    wait "$EVENTS_PID" 2>/dev/null
+    rm -rf "$NODE/logs/events"
 }
 
 tear_down() {
@@ -198,6 +251,7 @@ for ROUND in "first round: " "second round: "; do
     images
     three_pods
     tear_down
+    events
     if [ "$ROUND" = "first round: " ]; then
         ledger_sorted >"$NODE/logs/ledger.before"
     else
