@@ -113,6 +113,9 @@ impl Place {
             host,
             cdi: Arc::new(cricket::devices::cdi::Cdi::new(Vec::new())),
             apparmor: cricket::security::apparmor::Profiles::default(),
+            events: cricket::events::Events::new(),
+            sampler: cricket::stats::Sampler::new(),
+            disks: cricket::stats::Disks::new(String::new(), |_| None),
             state_dir: state,
             max_log_line: 16 * 1024,
         };
