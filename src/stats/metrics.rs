@@ -1,6 +1,6 @@
 //! Metrics by the names and labels that cAdvisor has made common, so that dashboards need no change.
 //!
-//! One table ([`FAMILIES`]) says what there is: descriptors and values come from the same row, so a value can never have
+//! One table (`FAMILIES`) says what there is: descriptors and values come from the same row, so a value can never have
 //! other labels than its descriptor. Only what cricket measures is in it. The contract's values are whole numbers: seconds
 //! are cut to whole seconds.
 
