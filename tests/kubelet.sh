@@ -75,13 +75,18 @@ tear_down() {
     is "no cgroup of a pod is left" "" "$(find /sys/fs/cgroup -path "*$PARENT*/pod*" -type d 2>/dev/null)"
     kubelet_stop
     [ "${1:-}" != restart ] || { node_stop; node_start || bad "start the daemon again" ""; }
+    wait_for 120 unconnected || bad "the daemon's connections end" "$(ss -Htnp)"
     holds "the ledger is as before" ledger_same "$NODE/logs/ledger.before"
 }
+
+# unconnected: the daemon has no connection. (One to a registry stays open for a while after its last use.)
+unconnected() { ! ss -Htnp | grep -q "pid=$DAEMON_PID,"; }
 
 # settle_ledger: the ledger that the next round is compared with, once ten looks at it agree. (A daemon that has just started
 # still asks programs for their versions; a connection of a kubelet that has just ended is still being closed.)
 settle_ledger() {
     local last=$NODE/logs/ledger.last agreed=0
+    wait_for 120 unconnected || bad "the daemon's connections end" "$(ss -Htnp)"
     ledger_sorted >"$NODE/logs/ledger.before"
     settled() {
         mv "$NODE/logs/ledger.before" "$last" && ledger_sorted >"$NODE/logs/ledger.before"

@@ -125,11 +125,12 @@ deletions() {
     until_so "stubborn: it is gone after its grace" 40 stubborn is_gone stubborn
 }
 
-# non_zero WHAT FILTER: jq's filter finds a number above 0 in the summary.
+# non_zero WHAT FILTER: jq's filter finds a number above 0 in the summary. (The kubelet's samples come every 10 seconds; the
+# first of a pod's own cgroup may be from before its containers.)
 non_zero() {
-    local text
-    text=$(jq -r "$2 // \"absent\"" <<<"$SUMMARY")
-    if [[ $text =~ ^[0-9]+$ ]] && [ "$text" -gt 0 ]; then good "statistics: $1"; else bad "statistics: $1" "$2: $text"; fi
+    local value
+    above_zero() { value=$(api /stats/summary | jq -r "$1 // \"absent\"") && [[ $value =~ ^[1-9][0-9]*$ ]]; }
+    if wait_for 60 above_zero "$2"; then good "statistics: $1"; else bad "statistics: $1" "$2: $value"; fi
 }
 
 # What the kubelet knows of pods by default: of their networks and processes it asks cAdvisor alone, which knows only the
@@ -137,12 +138,9 @@ non_zero() {
 statistics() {
     local side='.pods[] | select(.podRef.name == "web-node") | .containers[] | select(.name == "side")'
     local web='.pods[] | select(.podRef.name == "web-node")'
-    # The kubelet's own samples come every 10 seconds.
-    complete() { SUMMARY=$(api /stats/summary); jq -e "$side | .cpu.usageCoreNanoSeconds and .cpu.usageNanoCores" <<<"$SUMMARY"; }
-    wait_for 60 complete
-    SUMMARY=$(api /stats/summary)
     non_zero "node: memory" .node.memory.workingSetBytes
     non_zero "container: processor time" "$side | .cpu.usageCoreNanoSeconds"
+    non_zero "container: processors in use" "$side | .cpu.usageNanoCores"
     non_zero "container: memory" "$side | .memory.workingSetBytes"
     non_zero "container: memory of its own" "$side | .memory.rssBytes"
     non_zero "container: memory that is left below the limit" "$side | .memory.availableBytes"
@@ -162,9 +160,6 @@ statistics() {
 # With the gate PodAndContainerStatsFromCRI.
 cri_statistics() {
     local web='.pods[] | select(.podRef.name == "web-node")'
-    complete() { SUMMARY=$(api /stats/summary); jq -e "$web | .network.rxBytes and .cpu.usageNanoCores" <<<"$SUMMARY"; }
-    wait_for 60 complete
-    SUMMARY=$(api /stats/summary)
     non_zero "from the CRI: pod: received" "$web | .network.rxBytes"
     non_zero "from the CRI: pod: sent" "$web | .network.txBytes"
     non_zero "from the CRI: pod: processor time" "$web | .cpu.usageCoreNanoSeconds"
@@ -188,7 +183,7 @@ quiet() {
 }
 
 follow_logs() {
-    curl -sk "$API/containerLogs/default/logs-node/logs?follow=true" >"$NODE/logs/followed" &
+    curl -skN "$API/containerLogs/default/logs-node/logs?follow=true" >"$NODE/logs/followed" &
     FOLLOWER=$!
 }
 

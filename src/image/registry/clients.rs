@@ -16,6 +16,9 @@ use crate::image::error::Failure;
 use crate::image::registries::Registries;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that nobody uses is kept for the next pull. The pool looks that often only, so up to twice as long.
+/// The requests of one pull follow one another faster, and middleboxes forget connections that idle for longer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest certificate or key file, in bytes.
 const MAX_PEM: u64 = 1024 * 1024;
 /// Hosts remembered; past that, all are forgotten and met anew.
@@ -84,6 +87,7 @@ impl Clients {
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(30));
         for folder in &self.certs_d {
             let found = read_folder(&folder.join(host))
