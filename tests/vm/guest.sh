@@ -58,7 +58,7 @@ step_critest() {
         systemctl restart cricket
         limited 3600 "critest-$runtime.log" "$PAYLOAD/tests/vm/critest.sh" "$runtime"
         summary "critest-$runtime: $(tail -n 1 "$RESULTS/critest-$runtime.log" | grep -E 'passed,' || echo 'no end: 0 passed, 1 failed, 0 skipped')"
-        sed -n 's/^  /    /p' "$RESULTS/critest-$runtime.log" >>"$RESULTS/summary"
+        sed -n 's/^  /    /p' "$RESULTS/critest-$runtime.log" | tee -a "$RESULTS/summary"
         rm -f /etc/cricket/conf.d/runtime.toml
     done
 }
@@ -66,7 +66,7 @@ step_critest() {
 step_crictl() {
     limited 1800 crictl.log "$TOP/tests/crictl.sh" crun
     summary "crictl: $(sed -n 's/.*: \([0-9]* passed, .*\)/\1/p' "$RESULTS/crictl.log" | tail -n 1 | grep . || echo '0 passed, 1 failed, 0 skipped')"
-    grep -A 6 '^FAIL' "$RESULTS/crictl.log" | sed 's/^/    /' >>"$RESULTS/summary"
+    grep -A 6 '^FAIL' "$RESULTS/crictl.log" | sed 's/^/    /' | tee -a "$RESULTS/summary"
 }
 
 step_system() {
@@ -74,7 +74,7 @@ step_system() {
     limited 3600 system.log "$TOP/tests/in-lane.sh" /payload/system --ignored --test-threads 2 $TEST
     summary "system: $(awk '/^test result: / { print $4 " passed, " $6 " failed, 0 skipped"; found = 1 }
         END { if (!found) print "0 passed, 1 failed, 0 skipped" }' "$RESULTS/system.log")"
-    grep -E '^test .* FAILED$' "$RESULTS/system.log" | sed 's/^/    /' >>"$RESULTS/summary"
+    grep -E '^test .* FAILED$' "$RESULTS/system.log" | sed 's/^/    /' | tee -a "$RESULTS/summary"
 }
 
 collect() {
