@@ -38,28 +38,15 @@ pub struct AdmissionError {
     /// What it held, at most 256 characters.
     pub value: String,
     pub reason: String,
-    pub kind: Kind,
-}
-
-/// What the client is told, apart from the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    InvalidArgument,
-    /// Legal, but not built in (yet).
-    Unimplemented,
 }
 
 impl AdmissionError {
     fn new(field: impl Into<String>, value: impl fmt::Display, reason: impl Into<String>) -> Self {
         let value = value.to_string().chars().take(256).collect();
-        Self { field: field.into(), value, reason: reason.into(), kind: Kind::InvalidArgument }
+        Self { field: field.into(), value, reason: reason.into() }
     }
 
     fn missing(field: impl Into<String>) -> Self {
         Self::new(field, "", "must be given")
-    }
-
-    fn unimplemented(field: impl Into<String>, value: impl fmt::Display, reason: impl Into<String>) -> Self {
-        Self { kind: Kind::Unimplemented, ..Self::new(field, value, reason) }
     }
 }

@@ -29,6 +29,9 @@ enum Command {
     /// Run the keeper: the daemon starts it; nobody else needs to.
     #[command(hide = true)]
     Keeper(KeeperArguments),
+    /// Make a pod's namespaces below a user namespace: the daemon runs this; nobody else needs to.
+    #[command(hide = true)]
+    Namespaces,
     /// Show what the daemon says of itself.
     Status {
         #[command(flatten)]
@@ -76,6 +79,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
                 crate::keeper::server::ServerOptions { socket: arguments.socket, cgroup_dirs: arguments.cgroups };
             finish(crate::keeper::server::run(options))
         }
+        // One thread, for the same reason.
+        Command::Namespaces => finish(crate::sys::namespaces::carry_out()),
         Command::Serve { config } => match crate::config::Config::load(config.as_deref()) {
             Ok(loaded) => finish(crate::daemon::run(loaded, config)),
             Err(error) => {

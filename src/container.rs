@@ -24,6 +24,7 @@ mod files;
 mod pipes;
 mod recover;
 pub mod session;
+mod stage;
 mod update;
 
 use std::collections::BTreeMap;
@@ -73,6 +74,11 @@ pub struct Resources {
     pub cdi: Arc<crate::devices::cdi::Cdi>,
     pub apparmor: crate::security::apparmor::Profiles,
     pub state_dir: PathBuf,
+    /// A folder that everyone may walk to, beside the state folder, which only root may enter. Nothing is ever put into it:
+    /// it is mounted over in the mount namespaces that runtimes are run in.
+    pub shelf: PathBuf,
+    /// Why no pod can have a user namespace on this node, if so.
+    pub user_namespaces: Result<(), String>,
     /// Longest text of one log record, in bytes.
     pub max_log_line: usize,
 }
@@ -102,8 +108,21 @@ impl Resources {
         HandlerPolicy {
             allowed_annotations: configured.map(|handler| handler.allowed_annotations.clone()).unwrap_or_default(),
             privileged_without_host_devices: configured.is_some_and(|handler| handler.privileged_without_host_devices),
-            recursive_read_only: runtime.features.recursive_read_only && self.host.kernel.recursive_read_only,
+            recursive_read_only: self.host.kernel.recursive_read_only,
         }
+    }
+
+    /// Whether pods of a handler can have user namespaces.
+    ///
+    /// # Errors
+    /// What is lacking.
+    pub fn user_namespaces(&self, runtime: &OciRuntime) -> Result<(), String> {
+        self.user_namespaces.clone()?;
+        if runtime.features.user_namespaces() {
+            return Ok(());
+        }
+        let version = &runtime.features.version;
+        Err(format!("{version:?} does not say that it can put a container into a user namespace"))
     }
 
     /// The OCI bundle of a container.
@@ -180,6 +199,18 @@ pub enum ContainerError {
     UnsafeRootfs { path: &'static str, kind: &'static str },
     #[error("mounts: host_path {path:?} of container_path {target:?} cannot be used")]
     MountSource { path: PathBuf, target: String, source: io::Error },
+    #[error("mounts[{index}].host_path {path:?} of container_path {target:?}: {what}")]
+    Mount { index: usize, path: PathBuf, target: String, what: &'static str, source: io::Error },
+    #[error("the mount of container_path {} cannot be restricted", target.display())]
+    Restrict { target: PathBuf, source: io::Error },
+    #[error("ImageVolumeMountFailed: mounts[{index}].image {image:?} at {target:?}: {why}")]
+    ImageVolume { index: usize, image: String, target: String, why: String },
+    #[error("the container's mounts cannot be prepared")]
+    Shelf(#[from] crate::sys::mount::private::ShelfError),
+    #[error(
+        "the keeper is of an older cricket, which cannot give a runtime mounts that were prepared: it is replaced when no container runs"
+    )]
+    OldKeeper,
     #[error("seccomp profile {path:?} cannot be read")]
     SeccompProfile { path: PathBuf, source: io::Error },
     #[error("mounts: selinux_relabel of container_path {target:?}")]

@@ -6,6 +6,7 @@
 mod assemble;
 mod listen;
 mod reload;
+mod shelf;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -37,11 +37,11 @@ use crate::keeper::{HeldProcess, KeeperError};
 use crate::network::{Network, NetworkError};
 use crate::runtime::HandlersError;
 use crate::security::selinux::Levels;
-use crate::spec::{NamespacePaths, PidNamespace, PodFiles};
+use crate::spec::{NamespacePaths, PidNamespace, PodFiles, UserNamespace};
 use crate::state::ids::{self, Match};
 use crate::state::{SandboxPhase, SandboxRecord, StateError};
 use crate::sys::cgroup::CgroupError;
-use crate::sys::namespaces::{NamespaceError, NetnsError};
+use crate::sys::namespaces::{IdRange, NamespaceError, NetnsError, Owners};
 use crate::task::flight::{FlightError, Flights};
 
 const INBOX: usize = 16;
@@ -88,8 +88,8 @@ pub enum PodError {
     Admission(#[from] AdmissionError),
     #[error("runtime_handler")]
     Handler(#[from] HandlersError),
-    #[error("{what}: not supported yet")]
-    Unsupported { what: &'static str },
+    #[error("linux.security_context.namespace_options.userns_options.mode POD: handler {handler:?}: {lacking}")]
+    UserNamespaces { handler: String, lacking: String },
     #[error("linux.cgroup_parent")]
     Cgroup(#[from] CgroupError),
     #[error("record")]
@@ -114,7 +114,8 @@ pub enum PodError {
     Port { id: String, port: u16, source: std::io::Error },
     #[error("network namespace of pod sandbox {id}")]
     PortNamespace { id: String, source: NetnsError },
-    #[error("container of the pod")]
+    // Its text must come first: the kubelet knows some errors by their first word.
+    #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]
     Flight(#[from] FlightError),
@@ -292,6 +293,11 @@ impl Pods {
                 ipc: pinned("ipc", options.ipc() == NamespaceMode::Node),
                 uts: pinned("uts", host_network),
                 pid,
+                user: user_namespace(&options).map(|asked| UserNamespace {
+                    path: paths.namespaces.join("user"),
+                    uids: asked.uids.first().cloned().unwrap_or_default(),
+                    gids: asked.gids.first().cloned().unwrap_or_default(),
+                }),
             },
             files: PodFiles {
                 hostname: Some(paths.hostname()),
@@ -412,6 +418,21 @@ fn init_id(sandbox_id: &str) -> String {
 pub fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The user namespace that a pod asks for; `None` for the host's, which an absent field means as well.
+fn user_namespace(options: &NamespaceOption) -> Option<&cri_proto::runtime::v1::UserNamespace> {
+    options.userns_options.as_ref().filter(|asked| asked.mode() == NamespaceMode::Pod)
+}
+
+/// Whose the pod's ids are on the host; `None` where they are the host's. Admission has seen to it that there is one range
+/// of each, from id 0 on.
+fn owners(options: &NamespaceOption) -> Option<Owners> {
+    let asked = user_namespace(options)?;
+    let range = |mappings: &[cri_proto::runtime::v1::IdMapping]| {
+        mappings.first().map(|mapping| IdRange { host: mapping.host_id, length: mapping.length })
+    };
+    Some(Owners { uids: range(&asked.uids)?, gids: range(&asked.gids)? })
 }
 
 fn container_options(config: &ContainerConfig) -> Option<NamespaceOption> {

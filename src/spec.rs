@@ -56,7 +56,7 @@ pub use env::EnvError;
 pub use error::{ErrorKind, SpecError};
 pub use exec::exec_process;
 pub use mounts::{MountError, SourcePropagation, image_volumes};
-pub use namespaces::{NamespaceError, NamespacePaths, PidNamespace};
+pub use namespaces::{NamespaceError, NamespacePaths, PidNamespace, UserNamespace};
 pub use paths::PathError;
 pub use resources::{ResourceError, ResourceUpdate, to_oci_resources};
 pub use seccomp::{SeccompError, seccomp_localhost_path};
@@ -139,7 +139,7 @@ pub struct HandlerPolicy {
     /// Annotation keys that may reach the runtime: exact, or a prefix that ends in `*`.
     pub allowed_annotations: Vec<String>,
     pub privileged_without_host_devices: bool,
-    /// The runtime knows the `rro` mount option.
+    /// Mounts of this handler's containers can be prepared, and so be read-only with all that is below them.
     pub recursive_read_only: bool,
 }
 
@@ -147,7 +147,7 @@ pub struct HandlerPolicy {
 #[derive(Debug, Clone)]
 pub struct ResolvedMount<'a> {
     pub cri: &'a cri::Mount,
-    /// The host path with every symbolic link resolved.
+    /// The host path with every symbolic link resolved; for an image, where its content will be found.
     pub source: PathBuf,
     pub source_kind: SourceKind,
     /// How the mount that holds the source propagates; `None` when it was not looked up, and then it is not checked.
@@ -228,10 +228,11 @@ pub fn build(input: &SpecInput<'_>) -> Result<BuiltSpec, SpecError> {
     let mut oci_resources = resources;
     oci_resources.set_devices(Some(rules));
     let (masked, readonly) = paths::masked_and_readonly(&asked)?;
+    let (uid_maps, gid_maps) = namespaces::user_maps(input.namespaces);
     let mut linux = Linux::default();
     linux
-        .set_uid_mappings(None)
-        .set_gid_mappings(None)
+        .set_uid_mappings(uid_maps)
+        .set_gid_mappings(gid_maps)
         .set_sysctl(None)
         .set_resources(Some(oci_resources))
         .set_cgroups_path(Some(input.cgroups_path.into()))
@@ -280,10 +281,15 @@ fn process(
         .set_env(Some(env::env(input)?))
         .set_cwd(args::cwd(input.config, input.image)?.into())
         .set_capabilities(Some(caps.to_oci()))
-        .set_rlimits(Some(vec![resources::open_files(input.host, clamped)]))
+        .set_rlimits(rlimits(input, clamped))
         .set_no_new_privileges(Some(asked.security.no_new_privs))
         .set_apparmor_profile(apparmor::profile(input, asked)?)
         .set_selinux_label(labels.map(|labels| labels.process.clone()))
         .set_oom_score_adj(Some(resources::oom_score_adj(input, clamped)?));
     Ok(process)
+}
+
+/// In a user namespace, limits are the daemon's own: there, some runtimes set them when they may not raise one any more.
+fn rlimits(input: &SpecInput<'_>, clamped: &mut Vec<Clamped>) -> Option<Vec<oci_spec::runtime::PosixRlimit>> {
+    input.namespaces.user.is_none().then(|| vec![resources::open_files(input.host, clamped)])
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::storage::Digest;
 
-pub use record::{ContainerPhase, ContainerRecord, Ending, SandboxPhase, SandboxRecord};
+pub use record::{ContainerPhase, ContainerRecord, Ending, ImageVolume, SandboxPhase, SandboxRecord};
 
 /// The version of the record format that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;

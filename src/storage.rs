@@ -31,6 +31,7 @@ mod removal;
 mod rootfs;
 mod unpack;
 mod usage;
+mod volume;
 
 #[cfg(test)]
 mod tests;
@@ -40,8 +41,10 @@ pub use error::StorageError;
 pub use layers::{RemovedLayers, StagedLayer};
 pub use lease::LayerLease;
 pub use merged::PathKind;
+pub use rootfs::Viewer;
 pub use unpack::{Compression, Limits, UnpackError};
 pub use usage::Usage;
+pub use volume::Volume;
 
 /// Where things are kept. Both directories are made with mode 0700, and belong to one daemon alone.
 #[derive(Debug, Clone)]

@@ -30,6 +30,8 @@ wait_for() {
 node_prepare() {
     node_need
     NODE=$(mktemp -d /tmp/cricket-node.XXXXXX)
+    # As /run is: the root of a pod's user namespace must be able to walk to what is prepared for it.
+    chmod 711 "$NODE"
     PARENT=/cricket-$(basename "$NODE" | tr -d .)
     SOCKET=$NODE/state/cricket.sock
     mkdir -p "$NODE"/{root,state,conf.d,cni,cni-cache,leases,logs,registry}

@@ -61,6 +61,7 @@ impl Place {
 
     fn create(&self, id: &str, script: &str, stdout: Arc<OwnedFd>) -> CreateRequest {
         CreateRequest {
+            mounts: None,
             id: id.into(),
             bundle: self.bundle(id, script, false),
             stdio: Stdio::Fds([null(), Arc::clone(&stdout), stdout]),
@@ -192,6 +193,7 @@ async fn a_terminal(name: &str) {
     let socket = place.node.dir.path().join("console.sock");
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let request = CreateRequest {
+        mounts: None,
         id: "c1".into(),
         bundle: place.bundle("c1", "test -t 0 && test -t 1 && echo terminal; exit 4", true),
         stdio: Stdio::Console(socket),
@@ -226,6 +228,7 @@ async fn a_terminal(name: &str) {
     runtime.delete("c1", true).await.unwrap();
     // Without a listener: its words are had although the descriptors are a terminal's.
     let request = CreateRequest {
+        mounts: None,
         id: "c2".into(),
         bundle: place.bundle("c2", "exit 0", true),
         stdio: Stdio::Console(place.node.dir.path().join("nobody.sock")),
@@ -302,6 +305,7 @@ async fn a_runtime_that_hangs_is_killed_and_its_leftovers_deleted() {
     let options = HandlersOptions { state: node.dir.path().to_owned(), systemd_cgroup: false };
     let runtime = Handlers::load(&config, &options).await.unwrap().lookup("").unwrap();
     let request = CreateRequest {
+        mounts: None,
         id: "c1".into(),
         bundle: node.dir.path().to_owned(),
         stdio: Stdio::Fds([null(), null(), null()]),

@@ -155,6 +155,7 @@ fn namespace_options(field: &str, options: &cri::NamespaceOption) -> Result<(), 
         }
     }
     let Some(userns) = &options.userns_options else { return Ok(()) };
+    let parent = field;
     let field = format!("{field}.userns_options");
     let mode: cri::NamespaceMode = known(&format!("{field}.mode"), userns.mode)?;
     match mode {
@@ -165,23 +166,46 @@ fn namespace_options(field: &str, options: &cri::NamespaceOption) -> Result<(), 
         Pod => {
             id_mapping(&format!("{field}.uids"), &userns.uids)?;
             id_mapping(&format!("{field}.gids"), &userns.gids)?;
-            let reason = "user namespaces are not supported yet";
-            Err(AdmissionError::unimplemented(format!("{field}.mode"), mode.as_str_name(), reason))
+            own_namespaces(parent, options)
         }
     }
 }
 
-/// Exactly one range, and container id 0 in it.
+/// Of the host's namespaces a pod with a user namespace can use none: it has no power over them, and so gets no `/proc`,
+/// `/sys` or message queues of them either.
+fn own_namespaces(field: &str, options: &cri::NamespaceOption) -> Result<(), AdmissionError> {
+    for (part, value) in [("network", options.network), ("ipc", options.ipc), ("pid", options.pid)] {
+        if value == cri::NamespaceMode::Node as i32 {
+            let reason = "a pod with a user namespace cannot have the host's";
+            return Err(AdmissionError::new(format!("{field}.{part}"), "NODE", reason));
+        }
+    }
+    Ok(())
+}
+
+/// Fewest ids of a pod's user namespace: an image may use all of a 16 bit number, with `nobody` near its end, and this is
+/// what the kubelet gives.
+const MIN_IDS: u32 = 65536;
+
+/// Exactly one range, which begins with container id 0 and holds every id that images use; not the host's root.
 fn id_mapping(field: &str, mappings: &[cri::IdMapping]) -> Result<(), AdmissionError> {
     let [mapping] = mappings else {
         return Err(AdmissionError::new(field, mappings.len(), "want exactly one mapping"));
     };
     let top = u64::from(mapping.host_id) + u64::from(mapping.length);
-    if mapping.container_id != 0 || mapping.length == 0 || top > u64::from(u32::MAX) {
-        let value = format!("{}:{}:{}", mapping.container_id, mapping.host_id, mapping.length);
-        return Err(AdmissionError::new(format!("{field}[0]"), value, "must map container id 0, and fit 32 bits"));
-    }
-    Ok(())
+    let reason = if mapping.container_id != 0 {
+        "must begin with container id 0"
+    } else if mapping.length < MIN_IDS {
+        "must have at least 65536 ids"
+    } else if mapping.host_id == 0 {
+        "must not give the pod the host's root"
+    } else if top > u64::from(u32::MAX) {
+        "must fit 32 bits"
+    } else {
+        return Ok(());
+    };
+    let value = format!("{}:{}:{}", mapping.container_id, mapping.host_id, mapping.length);
+    Err(AdmissionError::new(format!("{field}[0]"), value, reason))
 }
 
 /// A cgroup parent: empty, an absolute path, or a bare slice name as systemd writes it. Which of the two the node's cgroup

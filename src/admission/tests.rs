@@ -126,27 +126,40 @@ fn cve_2025_0750_names_and_paths_cannot_climb() {
 }
 
 #[test]
-fn user_namespaces_are_judged_and_then_refused_as_not_built_in() {
+fn a_user_namespace_has_one_range_from_root_on_and_nothing_of_the_host() {
     let mapping = |container_id, length| cri::IdMapping { host_id: 100_000, container_id, length };
     let judge = |mode: i32, ids: Vec<cri::IdMapping>| {
         let mut request = pod();
         namespaces(request.config.as_mut().unwrap()).userns_options =
             Some(cri::UserNamespace { mode, uids: ids.clone(), gids: ids });
-        run_pod_sandbox(&request).map_err(|error| error.kind)
+        run_pod_sandbox(&request)
     };
     assert_eq!(judge(2, vec![]), Ok(()));
-    assert_eq!(judge(0, vec![mapping(0, 65536)]), Err(Kind::Unimplemented));
+    assert_eq!(judge(0, vec![mapping(0, 65536)]), Ok(()));
     for (mode, ids) in [
         (0, vec![]),
-        (0, vec![mapping(0, 10), mapping(10, 10)]),
-        (0, vec![mapping(1, 10)]),
+        (0, vec![mapping(0, 65536), mapping(65536, 10)]),
+        (0, vec![mapping(1, 65536)]),
+        (0, vec![mapping(0, 65535)]),
+        (0, vec![cri::IdMapping { host_id: 0, container_id: 0, length: 65536 }]),
         (0, vec![mapping(0, 0)]),
         (0, vec![mapping(0, u32::MAX)]),
-        (1, vec![mapping(0, 10)]),
-        (3, vec![mapping(0, 10)]),
+        (1, vec![mapping(0, 65536)]),
+        (3, vec![mapping(0, 65536)]),
         (9, vec![]),
     ] {
-        assert_eq!(judge(mode, ids.clone()), Err(Kind::InvalidArgument), "{mode} {ids:?}");
+        let error = judge(mode, ids.clone()).unwrap_err();
+        assert!(error.field.contains("userns_options"), "{mode} {ids:?}: {error}");
+    }
+    let hosts: [fn(&mut cri::NamespaceOption); 3] = [|o| o.network = 2, |o| o.ipc = 2, |o| o.pid = 2];
+    for host in hosts {
+        let mut request = pod();
+        let options = namespaces(request.config.as_mut().unwrap());
+        let ids = vec![mapping(0, 65536)];
+        options.userns_options = Some(cri::UserNamespace { mode: 0, uids: ids.clone(), gids: ids });
+        host(options);
+        let error = run_pod_sandbox(&request).unwrap_err();
+        assert!(error.value == "NODE" && error.field.contains("namespace_options."), "{error}");
     }
 }
 

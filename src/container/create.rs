@@ -5,13 +5,13 @@
 //! admission → image and user → record → lease, rootfs → OCI spec, bundle → `runtime create` → monitor.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cri_proto::runtime::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount};
+use oci_spec::runtime::Spec;
 use rustix::pipe::PipeFlags;
 
 use crate::admission::ContainerKey;
@@ -26,13 +26,15 @@ use crate::security::AppArmor;
 use crate::spec::mounts::propagation_of;
 use crate::spec::{
     AppArmorRequest, BuiltSpec, ImageFacts, PidNamespace, ResolvedMount, SourceKind, SpecError, SpecInput,
+    UserNamespace,
 };
 use crate::state::{ContainerPhase, ContainerRecord};
-use crate::storage::PathKind;
+use crate::storage::{PathKind, Viewer};
 use crate::sys::cgroup::OomWatch;
 
 use super::console::Console;
 use super::driver::Owned;
+use super::stage::{self, Source, Stage};
 use super::{ContainerError, Containers, Resources, Sandbox, files, write_file};
 
 /// The clock of `runtime create`. The kubelet's own for this call is two minutes; ours ends before it, so that the error
@@ -101,6 +103,7 @@ impl Containers {
             .map_err(ContainerError::Image)?
             .ok_or_else(|| ContainerError::NoImage { reference: reference.clone() })?;
         let mut record = draft(&sandbox, config, hash, &image);
+        record.volumes = stage::image_volumes(&resources.images, &record.config.mounts)?;
         record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);
         let facts = gather(&resources, &record, &image).await?;
         resources.store.put_container(&record)?;
@@ -123,12 +126,6 @@ struct Facts {
     cdi: cdi::Injection,
     apparmor: Option<AppArmor>,
     seccomp: Option<Vec<u8>>,
-}
-
-/// A mount's source on the host.
-struct Source {
-    path: PathBuf,
-    kind: SourceKind,
 }
 
 fn draft(sandbox: &Sandbox, config: ContainerConfig, hash: String, image: &ImageRecord) -> ContainerRecord {
@@ -160,6 +157,7 @@ async fn gather(
     let config = record.config.clone();
     let cdi = resources.cdi.clone();
     let apparmor = apparmor(resources, &config).await?;
+    let shelf = resources.shelf.clone();
     crate::task::blocking(move || {
         for path in REAL_DIRS {
             let kind = match storage.path_kind(&chain, path)? {
@@ -172,7 +170,11 @@ async fn gather(
         Ok(Facts {
             passwd: storage.read_file(&chain, "/etc/passwd", ACCOUNT_FILE_CAP)?,
             group: storage.read_file(&chain, "/etc/group", ACCOUNT_FILE_CAP)?,
-            mounts: config.mounts.iter().map(mount_source).collect::<Result<_, _>>()?,
+            mounts: config
+                .mounts
+                .iter()
+                .map(|mount| Source::open(mount, storage.resolve(&chain, &mount.container_path)?, &shelf))
+                .collect::<Result<_, _>>()?,
             devices: crate::devices::resolve(&config.devices)?,
             cdi: cdi.resolve(&cdi_devices(&config)?)?,
             apparmor,
@@ -180,25 +182,6 @@ async fn gather(
         })
     })
     .await
-}
-
-/// The source of a mount on the host, symbolic links followed; a missing one is made as a folder, as the field does.
-fn mount_source(mount: &Mount) -> Result<Source, ContainerError> {
-    if mount.image.is_some() {
-        return Ok(Source { path: PathBuf::new(), kind: SourceKind::Directory });
-    }
-    let path = PathBuf::from(&mount.host_path);
-    let failed =
-        |source| ContainerError::MountSource { path: path.clone(), target: mount.container_path.clone(), source };
-    if let Err(error) = fs::symlink_metadata(&path) {
-        if error.kind() != std::io::ErrorKind::NotFound {
-            return Err(failed(error));
-        }
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(failed)?;
-    }
-    let path_now = crate::sys::host::real_path(&path).map_err(failed)?;
-    let is_dir = fs::metadata(&path_now).map_err(failed)?.is_dir();
-    Ok(Source { path: path_now, kind: if is_dir { SourceKind::Directory } else { SourceKind::File } })
 }
 
 /// AppArmor as it is now, with the default profile loaded if the container is to have it. Only one that asked for that
@@ -249,17 +232,9 @@ async fn make(
     record.stop_signal = built.stop_signal;
     record.shares_pids = sandbox.namespaces.pid != PidNamespace::Own;
     relabel(&record.config, &facts, built.mount_label.clone()).await?;
-    let lease = resources.storage.lease(&image.chain)?;
-    let (storage, id, chain) = (resources.storage.clone(), record.id.clone(), image.chain.clone());
-    let spec = serde_json::to_vec(&built.spec)
-        .map_err(|source| ContainerError::Bundle { path: bundle.join("config.json"), source: source.into() })?;
-    crate::task::blocking(move || {
-        files::make_bundle(&bundle)?;
-        storage.mount_rootfs(&id, &chain, &rootfs)?;
-        write_file(&bundle.join("config.json"), &spec)
-    })
-    .await?;
-    let (process, stdio) = create_process(resources, sandbox, &record).await?;
+    let lease = resources.storage.lease(&record.layers())?;
+    let mounts = make_bundle(resources, sandbox, &record, built.spec, facts.mounts).await?;
+    let (process, stdio) = create_process(resources, sandbox, &record, mounts).await?;
     record.phase = ContainerPhase::Created;
     let input = stdio.input();
     let (monitor, report) = watch(resources, &record, &process, stdio)?;
@@ -293,6 +268,54 @@ async fn relabel(config: &ContainerConfig, facts: &Facts, label: Option<String>)
     .await
 }
 
+/// Makes the bundle, its root file system, and what its mounts are made of. Returns the mount namespace that the runtime
+/// is to be run in, where it is one of its own.
+async fn make_bundle(
+    resources: &Arc<Resources>,
+    sandbox: &Arc<Sandbox>,
+    record: &ContainerRecord,
+    mut spec: Spec,
+    sources: Vec<Source>,
+) -> Result<Option<Arc<OwnedFd>>, ContainerError> {
+    let mounts = record.config.mounts.clone();
+    let able = resources.keeper.enters_mount_namespaces();
+    let needed = sandbox.namespaces.user.is_some() || stage::is_needed(&mounts);
+    if needed && !able {
+        return Err(ContainerError::OldKeeper);
+    }
+    let staged = needed || (able && !mounts.is_empty());
+    let (resources, sandbox, record) = (resources.clone(), sandbox.clone(), record.clone());
+    crate::task::blocking(move || {
+        let bundle = resources.bundle(&record.id);
+        let rootfs = bundle.join("rootfs");
+        files::make_bundle(&bundle)?;
+        let user = sandbox.namespaces.user.as_ref().map(open_user_namespace).transpose()?;
+        let user = user.as_ref().map(|(fd, root)| Viewer { namespace: fd.as_fd(), root: *root });
+        resources.storage.mount_rootfs(&record.id, &record.chain, &rootfs, user)?;
+        let stage = Stage {
+            shelf: &resources.shelf,
+            storage: &resources.storage,
+            mounts: &mounts,
+            sources: &sources,
+            volumes: &record.volumes,
+            user: user.map(|viewer| viewer.namespace),
+        };
+        let namespace = if staged { Some(Arc::new(stage.build(&mut spec)?)) } else { None };
+        let path = bundle.join("config.json");
+        let text = serde_json::to_vec(&spec)
+            .map_err(|source| ContainerError::Bundle { path: path.clone(), source: source.into() })?;
+        write_file(&path, &text)?;
+        Ok(namespace)
+    })
+    .await
+}
+
+fn open_user_namespace(user: &UserNamespace) -> Result<(OwnedFd, (u32, u32)), ContainerError> {
+    let file =
+        fs::File::open(&user.path).map_err(|source| ContainerError::Bundle { path: user.path.clone(), source })?;
+    Ok((file.into(), (user.uids.host_id, user.gids.host_id)))
+}
+
 fn build_spec<'a>(
     resources: &Resources,
     sandbox: &Sandbox,
@@ -308,9 +331,9 @@ fn build_spec<'a>(
     let resolved = |(mount, source): (&'a Mount, &Source)| ResolvedMount {
         cri: mount,
         source: source.path.clone(),
-        source_kind: source.kind,
+        source_kind: if source.directory { SourceKind::Directory } else { SourceKind::File },
         source_propagation: propagation_of(&mountinfo, &source.path),
-        resolved_target: None,
+        resolved_target: Some(source.place.clone()),
     };
     let mounts: Vec<_> = config.mounts.iter().zip(&facts.mounts).map(resolved).collect();
     let config_of_image = &image.config;
@@ -378,10 +401,11 @@ async fn create_process(
     resources: &Resources,
     sandbox: &Sandbox,
     record: &ContainerRecord,
+    mounts: Option<Arc<OwnedFd>>,
 ) -> Result<(HeldProcess, Stdio), ContainerError> {
     let bundle = resources.bundle(&record.id);
     if record.config.tty {
-        return create_with_terminal(resources, sandbox, record, bundle).await;
+        return create_with_terminal(resources, sandbox, record, mounts).await;
     }
     let pipes = pipes(record.config.stdin).map_err(|source| ContainerError::Pipe { source })?;
     let mut hold = vec![("stdout".to_owned(), pipes.stdout.clone()), ("stderr".to_owned(), pipes.stderr.clone())];
@@ -392,6 +416,7 @@ async fn create_process(
         stdio: RuntimeStdio::Fds(pipes.theirs),
         timeout: CREATE_CLOCK,
         hold,
+        mounts,
     };
     let process = sandbox.runtime.create(&resources.keeper, request).await?;
     let (stdout, stderr) = (Some(pipes.stdout), Some(pipes.stderr));
@@ -403,8 +428,9 @@ async fn create_with_terminal(
     resources: &Resources,
     sandbox: &Sandbox,
     record: &ContainerRecord,
-    bundle: PathBuf,
+    mounts: Option<Arc<OwnedFd>>,
 ) -> Result<(HeldProcess, Stdio), ContainerError> {
+    let bundle = resources.bundle(&record.id);
     let failed = |source| ContainerError::Pipe { source };
     let console = Console::listen(&resources.state_dir).map_err(failed)?;
     let request = CreateRequest {
@@ -413,6 +439,7 @@ async fn create_with_terminal(
         stdio: RuntimeStdio::Console(console.path().to_owned()),
         timeout: CREATE_CLOCK,
         hold: Vec::new(),
+        mounts,
     };
     let create = sandbox.runtime.create(&resources.keeper, request);
     let (created, master) = console.during(create, |_| ()).await?;

@@ -75,7 +75,7 @@ impl Containers {
         alive: Option<(HeldProcess, Stdio)>,
     ) -> Result<(), ContainerError> {
         let resources = self.resources();
-        let lease = match resources.storage.lease(&record.chain) {
+        let lease = match resources.storage.lease(&record.layers()) {
             Ok(lease) => Some(lease),
             Err(error) => {
                 tracing::warn!(id = %record.id, error = %crate::telemetry::chain(&error), "layers of a container are not there");

@@ -50,7 +50,7 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     let store = Store::open(&config.server.root)?;
     let records = store.load()?;
     // Opening the images collects layers: those of containers must be held before, whether their image is still there or not.
-    let in_use: Vec<_> = records.containers.iter().map(|found| storage.reserve(&found.record.chain)).collect();
+    let in_use: Vec<_> = records.containers.iter().map(|found| storage.reserve(&found.record.layers())).collect();
     let images_options = ImagesOptions { root: config.server.root.join("images"), config: config.image.clone() };
     let images = Images::open(images_options, Arc::new(storage.clone())).await.map_err(DaemonError::Image)?;
     let cgroups = cgroups(config)?;
@@ -65,6 +65,8 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         ..KeeperOptions::new(config.server.state.join("keeper.sock"))
     })
     .await?;
+    let shelf = super::shelf::make(&config.server.state)?;
+    let user_namespaces = super::shelf::user_namespaces(&storage, &shelf, &config.server.state).await;
     let host = HostFacts { kernel: crate::security::probe()?, devices: crate::devices::host_devices()? };
     let cdi = Arc::new(Cdi::new(config.runtime.cdi_spec_dirs.clone()));
     crate::task::blocking({
@@ -97,6 +99,8 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         cdi,
         apparmor,
         state_dir: config.server.state.clone(),
+        shelf,
+        user_namespaces,
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });
     let network = Network::new(config.network.clone());

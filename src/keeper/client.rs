@@ -48,6 +48,8 @@ pub struct SpawnRequest {
     pub argv: Vec<String>,
     pub env: Vec<(String, String)>,
     pub stdio: [Arc<OwnedFd>; 3],
+    /// The mount namespace that it runs in, if not the keeper's. See [`Keeper::enters_mount_namespaces`].
+    pub mounts: Option<Arc<OwnedFd>>,
     /// The process that it leaves behind.
     pub process: Option<ProcessFile>,
     /// After this long its process group is killed. One day at most.
@@ -59,7 +61,7 @@ pub struct SpawnRequest {
 pub struct ProcessFile {
     pub id: String,
     pub pid_file: PathBuf,
-    /// Kept under the id from before the program runs: 13 at most.
+    /// Kept under the id from before the program runs: 12 at most.
     pub hold: Vec<(String, Arc<OwnedFd>)>,
 }
 
@@ -134,6 +136,12 @@ impl Keeper {
         self.mirror.keeper_pid()
     }
 
+    /// Whether this keeper runs programs in mount namespaces that it is given. One that an older daemon started does not.
+    #[must_use]
+    pub fn enters_mount_namespaces(&self) -> bool {
+        self.mirror.enters_mount_namespaces()
+    }
+
     /// Runs a program to its end.
     ///
     /// # Errors
@@ -153,10 +161,12 @@ impl Keeper {
             id,
             pid_file,
             hold: hold.iter().map(|(name, _)| name.clone()).collect(),
+            mount_namespace: request.mounts.is_some(),
             // Rounded up: a clock of zero would kill at once.
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).saturating_add(1),
         });
-        let fds = request.stdio.into_iter().chain(hold.into_iter().map(|(_, fd)| fd)).collect();
+        let held = hold.into_iter().map(|(_, fd)| fd);
+        let fds = request.stdio.into_iter().chain(held).chain(request.mounts).collect();
         let answer = self.ask("spawn", op, fds, OnLoss::Fail, timeout.saturating_add(AT_ONCE)).await;
         match answer.map(|answer| (answer.body, answer.process)) {
             Ok((Body::Spawned { status, .. }, process)) => Ok(Spawned { status, process }),

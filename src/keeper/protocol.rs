@@ -82,7 +82,7 @@ pub struct Request<'a> {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
     Hello,
-    /// Descriptors: stdin, stdout, stderr, then one for each of `hold`.
+    /// Descriptors: stdin, stdout, stderr, one for each of `hold`, then with `mount_namespace` that one.
     Spawn(SpawnOp),
     /// Descriptors: one for each of `namespaces`.
     ForkInit(InitOp),
@@ -108,6 +108,9 @@ pub struct SpawnOp {
     pub pid_file: Option<String>,
     #[serde(default)]
     pub hold: Vec<String>,
+    /// The program runs in a mount namespace that is handed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mount_namespace: bool,
     pub timeout_ms: u64,
 }
 
@@ -150,6 +153,9 @@ pub enum Body {
         /// Tells one keeper from the next.
         instance: String,
         boot_id: String,
+        /// It knows [`SpawnOp::mount_namespace`].
+        #[serde(default)]
+        mount_namespaces: bool,
     },
     /// The program has ended. Descriptor, when `pid` is there: the pidfd.
     Spawned {

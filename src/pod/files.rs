@@ -12,8 +12,15 @@ use super::{Paths, PodError};
 /// Size of a pod's /dev/shm, in bytes: the field's default.
 const SHM_SIZE: u64 = 64 * 1024 * 1024;
 
-/// Makes the pod's folder, its files and, with an IPC namespace of its own, its shared memory.
-pub(super) fn make(paths: &Paths, hostname: &str, dns: Option<&DnsConfig>, own_ipc: bool) -> Result<(), PodError> {
+/// Makes the pod's folder, its files and, with an IPC namespace of its own, its shared memory; `root` are the host's ids of
+/// the pod's root, whose the files are.
+pub(super) fn make(
+    paths: &Paths,
+    hostname: &str,
+    dns: Option<&DnsConfig>,
+    own_ipc: bool,
+    root: (u32, u32),
+) -> Result<(), PodError> {
     // Others need to traverse: a container's user reads resolv.conf through a bind mount, not through this path, so the
     // folder itself stays closed.
     make_dir(&paths.files, 0o700)?;
@@ -22,11 +29,11 @@ pub(super) fn make(paths: &Paths, hostname: &str, dns: Option<&DnsConfig>, own_i
         // A host without resolv.conf has pods without one.
         None => fs::read("/etc/resolv.conf").unwrap_or_default(),
     };
-    write(&paths.resolv_conf(), &resolv_conf)?;
-    write(&paths.hostname(), format!("{hostname}\n").as_bytes())?;
+    write(&paths.resolv_conf(), &resolv_conf, root)?;
+    write(&paths.hostname(), format!("{hostname}\n").as_bytes(), root)?;
     if own_ipc {
         make_dir(&paths.shm(), 0o1777)?;
-        crate::sys::mount::tmpfs(&paths.shm(), SHM_SIZE, 0o1777)
+        crate::sys::mount::tmpfs(&paths.shm(), SHM_SIZE, 0o1777, root)
             .map_err(|error| PodError::File { path: paths.shm(), source: io::Error::other(error) })?;
     }
     Ok(())
@@ -34,14 +41,20 @@ pub(super) fn make(paths: &Paths, hostname: &str, dns: Option<&DnsConfig>, own_i
 
 /// Writes the pod's `/etc/hosts`, for containers whose request brings none (the kubelet's always do): the node's own in the
 /// node's network, else the loopback names, and the pod's name at its addresses.
-pub(super) fn make_hosts(paths: &Paths, hostname: &str, ips: &[String], host_network: bool) -> Result<(), PodError> {
+pub(super) fn make_hosts(
+    paths: &Paths,
+    hostname: &str,
+    ips: &[String],
+    host_network: bool,
+    root: (u32, u32),
+) -> Result<(), PodError> {
     let text = if host_network {
         // A node without hosts has pods without hosts.
         fs::read("/etc/hosts").unwrap_or_default()
     } else {
         hosts(hostname, ips).into_bytes()
     };
-    write(&paths.hosts(), &text)
+    write(&paths.hosts(), &text, root)
 }
 
 fn hosts(hostname: &str, ips: &[String]) -> String {
@@ -97,14 +110,17 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), PodError> {
         .map_err(|source| PodError::File { path: path.to_owned(), source })
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), PodError> {
+fn write(path: &Path, bytes: &[u8], (uid, gid): (u32, u32)) -> Result<(), PodError> {
     fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o644)
         .open(path)
-        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|mut file| {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+            file.write_all(bytes)
+        })
         .map_err(|source| PodError::File { path: path.to_owned(), source })
 }
 

@@ -7,7 +7,7 @@ use cri_proto::runtime::v1::NamespaceMode;
 use crate::keeper::Held;
 use crate::state::{Found, SandboxPhase, SandboxRecord};
 
-use super::{Paths, PodError, Pods, init_id, namespace_options};
+use super::{Paths, PodError, Pods, init_id, namespace_options, owners};
 
 impl Pods {
     /// Takes over the sandboxes of the records. `held` is what the keeper has, by id; what belongs to a sandbox is taken
@@ -57,6 +57,8 @@ impl Pods {
         let options = namespace_options(&record.config);
         let own_net = options.network() != NamespaceMode::Node;
         let init_lives = !record.has_init || init.is_some_and(|init| init.exit.is_none());
-        init_lives && (!own_net || crate::sys::netns::is_namespace(&dir.join("net")))
+        let own_user = owners(&options).is_some();
+        let user_stands = !own_user || crate::sys::netns::is_namespace(&dir.join("user"));
+        init_lives && user_stands && (!own_net || crate::sys::netns::is_namespace(&dir.join("net")))
     }
 }

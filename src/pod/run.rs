@@ -14,10 +14,10 @@ use crate::network::{Dns, PodAttachment};
 use crate::runtime::OciRuntime;
 use crate::security::selinux::State;
 use crate::state::{SandboxPhase, SandboxRecord};
-use crate::sys::namespaces::{self, NamespaceKind, NamespaceRequest};
+use crate::sys::namespaces::{self, NamespaceKind, NamespaceRequest, Owners};
 use crate::sys::pidfd;
 
-use super::{Paths, PodError, Pods, files, init_id, namespace_options};
+use super::{Paths, PodError, Pods, files, init_id, namespace_options, owners};
 
 impl Pods {
     /// Runs a sandbox. A retry of a request in progress joins it; one of a finished request with the same configuration
@@ -28,8 +28,10 @@ impl Pods {
     pub async fn run(&self, config: PodSandboxConfig, handler: String) -> Result<String, PodError> {
         let runtime = self.containers().resources().runtime(&handler)?;
         let options = namespace_options(&config);
-        if options.userns_options.as_ref().is_some_and(|user| user.mode() != NamespaceMode::Node) {
-            return Err(PodError::Unsupported { what: "linux.security_context.namespace_options.userns_options" });
+        if owners(&options).is_some() {
+            let able = self.containers().resources().user_namespaces(&runtime);
+            let handler = runtime.handler().to_owned();
+            able.map_err(|lacking| PodError::UserNamespaces { handler, lacking })?;
         }
         let key = key(&config);
         let hash = crate::admission::config_hash(&(handler.clone(), config.clone()));
@@ -142,24 +144,8 @@ impl Pods {
         if record.made_cgroup_parent {
             resources.cgroups.make_parent(&record.cgroup_parent)?;
         }
-        let (config, hostname) = (record.config.clone(), record.hostname.clone());
-        crate::task::blocking({
-            let namespaces = paths.namespaces.clone();
-            move || {
-                files::make(&paths, &hostname, config.dns_config.as_ref(), own_ipc)?;
-                let sysctls: BTreeMap<String, String> = sysctls(&config);
-                namespaces::create(&NamespaceRequest {
-                    dir: &namespaces,
-                    net: !host_network,
-                    ipc: own_ipc,
-                    uts: !host_network,
-                    hostname: &hostname,
-                    sysctls: &sysctls,
-                })?;
-                Ok::<(), PodError>(())
-            }
-        })
-        .await?;
+        let owners = owners(&options);
+        self.make_namespaces(record, paths, own_ipc, owners).await?;
         if record.has_init {
             self.fork_init(record, host_network, own_ipc).await?;
         }
@@ -173,7 +159,8 @@ impl Pods {
         }
         // Only now are the addresses known.
         let paths = Paths::new(&resources.state_dir, &record.id);
-        files::make_hosts(&paths, &record.hostname, &record.ips, host_network)?;
+        let root = owners.map_or((0, 0), |owners| owners.root());
+        files::make_hosts(&paths, &record.hostname, &record.ips, host_network, root)?;
         if !record.selinux_level.is_empty() {
             files::label(&paths, &record.selinux_level, own_ipc)?;
         }
@@ -182,12 +169,40 @@ impl Pods {
         Ok(())
     }
 
+    async fn make_namespaces(
+        &self,
+        record: &SandboxRecord,
+        paths: Paths,
+        own_ipc: bool,
+        owners: Option<Owners>,
+    ) -> Result<(), PodError> {
+        let own_network = namespace_options(&record.config).network() != NamespaceMode::Node;
+        let (config, hostname) = (record.config.clone(), record.hostname.clone());
+        let sysctls: BTreeMap<String, String> = sysctls(&config);
+        let dir = paths.namespaces.clone();
+        let (name, values) = (hostname.clone(), sysctls.clone());
+        let wanted = move || -> Result<Option<Owners>, PodError> {
+            let root = owners.map_or((0, 0), |owners| owners.root());
+            files::make(&paths, &name, config.dns_config.as_ref(), own_ipc, root)?;
+            if owners.is_none() {
+                namespaces::create(&request(&paths.namespaces, &name, &values, own_network, own_ipc))?;
+            }
+            Ok(owners)
+        };
+        if let Some(owners) = crate::task::blocking(wanted).await? {
+            let request = request(&dir, &hostname, &sysctls, own_network, own_ipc);
+            namespaces::create_owned(&request, owners).await?;
+        }
+        Ok(())
+    }
+
     /// A pod that shares its pid namespace gets a pid 1 that reaps; the namespace is pinned like the others.
     async fn fork_init(&self, record: &SandboxRecord, host_network: bool, own_ipc: bool) -> Result<(), PodError> {
         let resources = self.containers().resources().clone();
         let dir = Paths::new(&resources.state_dir, &record.id).namespaces;
+        let own_user = owners(&namespace_options(&record.config)).is_some();
         let mut join = Vec::new();
-        for (name, own) in [("net", !host_network), ("ipc", own_ipc), ("uts", !host_network)] {
+        for (name, own) in [("user", own_user), ("net", !host_network), ("ipc", own_ipc), ("uts", !host_network)] {
             if own {
                 let path = dir.join(name);
                 let file = File::open(&path).map_err(|source| PodError::File { path, source })?;
@@ -265,6 +280,16 @@ fn key(config: &PodSandboxConfig) -> String {
 fn sysctls(config: &PodSandboxConfig) -> BTreeMap<String, String> {
     let map = config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default();
     map.into_iter().collect()
+}
+
+fn request<'a>(
+    dir: &'a Path,
+    hostname: &'a str,
+    sysctls: &'a BTreeMap<String, String>,
+    own_network: bool,
+    own_ipc: bool,
+) -> NamespaceRequest<'a> {
+    NamespaceRequest { dir, net: own_network, ipc: own_ipc, uts: own_network, hostname, sysctls }
 }
 
 fn attachment_of(record: &SandboxRecord, netns: &Path) -> PodAttachment {

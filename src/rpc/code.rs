@@ -6,7 +6,7 @@
 
 use tonic::{Code, Status};
 
-use crate::admission::{self, AdmissionError};
+use crate::admission::AdmissionError;
 use crate::container::ContainerError;
 use crate::image::{self, ImageError};
 use crate::pod::PodError;
@@ -70,10 +70,7 @@ impl Coded for FlightError {
 
 impl Coded for AdmissionError {
     fn code(&self) -> Code {
-        match self.kind {
-            admission::Kind::InvalidArgument => Code::InvalidArgument,
-            admission::Kind::Unimplemented => Code::Unimplemented,
-        }
+        Code::InvalidArgument
     }
 }
 
@@ -82,7 +79,6 @@ impl Coded for SpecError {
         match self.kind() {
             spec::ErrorKind::InvalidArgument => Code::InvalidArgument,
             spec::ErrorKind::FailedPrecondition => Code::FailedPrecondition,
-            spec::ErrorKind::Unimplemented => Code::Unimplemented,
             spec::ErrorKind::Named => Code::Unknown,
         }
     }
@@ -119,9 +115,12 @@ impl Coded for ContainerError {
             | Self::Relabel { source: RelabelError::System { .. }, .. }
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::NoStdin { .. } | Self::StdinClosed { .. } | Self::MemoryInUse { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::WrongState { .. }
+            | Self::NoStdin { .. }
+            | Self::StdinClosed { .. }
+            | Self::MemoryInUse { .. }
+            | Self::Mount { .. }
+            | Self::OldKeeper => Code::FailedPrecondition,
             Self::TooManySessions { .. } => Code::ResourceExhausted,
             Self::Update { source } | Self::UpdateUndo { source, .. } => source.code(),
             Self::NoImage { .. } => Code::NotFound,
@@ -145,10 +144,9 @@ impl Coded for PodError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Cgroup(_) => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::NotReady { .. } | Self::UserNamespaces { .. } => Code::FailedPrecondition,
             Self::PortRefused { .. } => Code::Unavailable,
             Self::PortTimeout { .. } => Code::DeadlineExceeded,
-            Self::Unsupported { .. } => Code::Unimplemented,
             Self::Admission(error) => error.code(),
             Self::Handler(error) => error.code(),
             Self::Container(error) => error.code(),

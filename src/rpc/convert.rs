@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cri_proto::runtime::v1 as cri;
 use cri_proto::runtime::v1::{
     Container, ContainerFilter, ContainerResources, ContainerState, ContainerStatus, ContainerUser, ImageSpec,
     LinuxPodSandboxStatus, Namespace, NamespaceMode, PodIp, PodSandbox, PodSandboxFilter, PodSandboxNetworkStatus,
@@ -99,7 +100,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         message: printable(&ending.message),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        mounts: record.config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record.log_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         resources: resources.map(|linux| ContainerResources { linux: Some(linux), windows: None }),
         image_id: record.image_id.clone(),
@@ -142,4 +143,19 @@ fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect()
+}
+
+/// The request's mounts, and behind the name of each image that is mounted the digest of what was found.
+fn mounts(record: &ContainerRecord) -> Vec<cri::Mount> {
+    let mut volumes = record.volumes.iter();
+    let mut mounts = record.config.mounts.clone();
+    for mount in &mut mounts {
+        let Some(image) = mount.image.as_mut().filter(|image| !image.image.is_empty()) else { continue };
+        if let Some(volume) = volumes.next()
+            && image.image_ref.is_empty()
+        {
+            image.image_ref.clone_from(&volume.image_ref);
+        }
+    }
+    mounts
 }

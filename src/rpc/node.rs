@@ -63,7 +63,7 @@ fn handlers(services: &Services) -> Vec<cri::RuntimeHandler> {
         name: name.to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: resources.policy(runtime).recursive_read_only,
-            user_namespaces: false,
+            user_namespaces: resources.user_namespaces(runtime).is_ok(),
         }),
     };
     let runtimes = resources.runtimes.load();
@@ -131,6 +131,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "rootDir": config.server.root,
         "cgroupDriver": if resources.cgroups.is_systemd() { "systemd" } else { "cgroupfs" },
         "handlers": handlers,
+        "userNamespaces": resources.user_namespaces.as_ref().map_or_else(|lacking| json!({ "lacking": lacking }), |()| json!({})),
         "keeperPid": resources.keeper.pid(),
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
         "selinux": format!("{:?}", resources.host.kernel.selinux),

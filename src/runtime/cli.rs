@@ -57,6 +57,8 @@ pub struct CreateRequest {
     pub timeout: Duration,
     /// What the keeper holds beside the process, under the container's id, from before the runtime runs.
     pub hold: Vec<(String, Arc<OwnedFd>)>,
+    /// The mount namespace that the runtime runs in, if not the keeper's.
+    pub mounts: Option<Arc<OwnedFd>>,
 }
 
 /// A process to be run in a container.
@@ -94,6 +96,7 @@ struct Kept {
     stdio: Stdio,
     timeout: Duration,
     hold: Vec<(String, Arc<OwnedFd>)>,
+    mounts: Option<Arc<OwnedFd>>,
 }
 
 /// The runtime may have made a part of what it was asked for.
@@ -162,6 +165,7 @@ impl OciRuntime {
             stdio: request.stdio,
             timeout: request.timeout,
             hold: request.hold,
+            mounts: request.mounts,
         };
         let created = self.run_kept(keeper, kept).await;
         if created.as_ref().is_err_and(may_have_run) {
@@ -193,6 +197,7 @@ impl OciRuntime {
             stdio: request.stdio,
             timeout: request.timeout,
             hold: request.hold,
+            mounts: None,
         };
         let started = self.run_kept(keeper, kept).await;
         for path in [pid_file, log] {
@@ -389,6 +394,7 @@ impl OciRuntime {
             argv,
             env: vec![("PATH".into(), PATH.into())],
             stdio: stdio.fds,
+            mounts: kept.mounts,
             process: Some(ProcessFile { id: kept.id, pid_file: kept.pid_file, hold: kept.hold }),
             timeout: kept.timeout,
         };

@@ -74,7 +74,29 @@ struct MountExtensions {
     idmap: Enabled,
 }
 
+/// Runtimes that do not tell, and are known from trying to put containers into a pod's user namespace: the name that
+/// `--version` begins with, and the lowest version that was tried.
+const KNOWN_WITH_USER_NAMESPACES: [(&str, [u32; 3]); 1] = [("crun", [1, 8, 1])];
+
+/// `crun version 1.8.1` is crun of 1, 8, 1; what is missing is 0.
+fn name_and_version(line: &str) -> Option<(&str, [u32; 3])> {
+    let (name, rest) = line.split_once(" version ")?;
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    Some((name, [(); 3].map(|()| numbers.next().unwrap_or(0))))
+}
+
 impl RuntimeFeatures {
+    /// Whether it puts containers into user namespaces. One that answers `features` says so; of the others, see
+    /// `KNOWN_WITH_USER_NAMESPACES`.
+    #[must_use]
+    pub fn user_namespaces(&self) -> bool {
+        if self.told {
+            return self.namespaces.iter().any(|kind| kind == "user");
+        }
+        let Some((name, version)) = name_and_version(&self.version) else { return false };
+        KNOWN_WITH_USER_NAMESPACES.iter().any(|(known, lowest)| *known == name && version >= *lowest)
+    }
+
     /// From what the two commands print. An answer to `features` that is not a JSON object counts as none.
     #[must_use]
     pub fn parse(version: &str, features: Option<&[u8]>) -> Self {

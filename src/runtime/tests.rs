@@ -145,7 +145,12 @@ fn the_futures_can_be_spawned() {
     spawnable(|runtime, keeper| async move {
         let stdio = Stdio::Console("s".into());
         let (id, bundle) = (String::new(), std::path::PathBuf::new());
-        runtime.create(keeper, CreateRequest { id, bundle, stdio, timeout: Duration::ZERO, hold: Vec::new() }).await
+        runtime
+            .create(
+                keeper,
+                CreateRequest { id, bundle, stdio, timeout: Duration::ZERO, hold: Vec::new(), mounts: None },
+            )
+            .await
     });
     spawnable(|_, keeper| keeper.held());
     spawnable(|_, keeper| keeper.fork_init("i", Vec::new()));

@@ -45,8 +45,6 @@ pub enum ErrorKind {
     InvalidArgument,
     /// This host, or this daemon's privileges, cannot do it.
     FailedPrecondition,
-    /// Not built in (yet).
-    Unimplemented,
     /// An error that the kubelet knows by the name at the start of its text; the gRPC code must then be Unknown.
     Named,
 }
@@ -63,7 +61,6 @@ impl SpecError {
             | Self::Resource(ResourceError::UnifiedOnV1 { .. } | ResourceError::NoHugetlb { .. }) => {
                 ErrorKind::FailedPrecondition
             }
-            Self::Namespace(NamespaceError::UserNamespace { .. }) => ErrorKind::Unimplemented,
             _ => ErrorKind::InvalidArgument,
         }
     }

@@ -19,6 +19,7 @@ use super::error::ErrorKind;
 use super::{Asked, ImageFacts, SpecInput};
 
 pub(super) use builtin::mount as oci_mount;
+pub use request::is_image;
 pub use source::{SourcePropagation, propagation_of};
 pub use target::{Refusal, clean};
 
@@ -58,10 +59,14 @@ pub enum MountError {
     RroUnsupported { index: usize, path: String, lacking: &'static str },
     #[error("mounts[{index}].mount_options {option:?}: want noexec, nodev or nosuid")]
     Option { index: usize, option: String },
-    #[error("mounts[{index}].uid_mappings, gid_mappings: id-mapped mounts are not supported yet ({path:?})")]
-    IdMapped { index: usize, path: String },
-    #[error("ImageVolumeMountFailed: mounts[{index}] at {path:?}: image volumes are not supported yet")]
-    ImageVolumesUnsupported { index: usize, path: String },
+    #[error("mounts[{index}].{field} {asked}: want none, or the pod's {pod}, for container path {path:?}")]
+    IdMapping { index: usize, field: &'static str, asked: String, pod: String, path: String },
+    #[error("mounts[{index}].propagation {asked}: {reason}, for container path {path:?}")]
+    Unshareable { index: usize, asked: &'static str, reason: &'static str, path: String },
+    #[error("mounts[{index}].image_sub_path {sub_path:?}: want a relative path of at most 4096 bytes without NUL")]
+    SubPath { index: usize, sub_path: String },
+    #[error("mounts[{index}].image_sub_path {sub_path:?}: given without an image, for container path {path:?}")]
+    NoImage { index: usize, sub_path: String, path: String },
     #[error("the request has {asked} mounts, {resolved} were resolved")]
     Unresolved { asked: usize, resolved: usize },
 }
@@ -69,8 +74,7 @@ pub enum MountError {
 impl MountError {
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            Self::RroUnsupported { .. } | Self::ImageVolumesUnsupported { .. } => ErrorKind::Named,
-            Self::IdMapped { .. } => ErrorKind::Unimplemented,
+            Self::RroUnsupported { .. } => ErrorKind::Named,
             Self::SourcePropagation { .. } => ErrorKind::FailedPrecondition,
             _ => ErrorKind::InvalidArgument,
         }
@@ -85,14 +89,20 @@ pub(super) struct Built {
 
 pub(super) fn build(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Built, MountError> {
     let asked_for = request::mounts(input, asked)?;
-    let taken: BTreeSet<PathBuf> = asked_for.iter().map(|mount| mount.target.clone()).collect();
+    let taken: BTreeSet<PathBuf> = asked_for.iter().flat_map(|mount| [&mount.target, &mount.place]).cloned().collect();
     let mut list = builtin::mounts(asked.privileged);
     list.extend(builtin::pod_files(input.files, asked));
     list.retain(|mount| !replaced(mount.destination(), &taken));
     let rootfs_propagation = asked_for.iter().filter_map(|mount| mount.rootfs_propagation()).max();
-    list.extend(asked_for.into_iter().map(request::Request::into_oci));
-    // Stable: of two mounts of the same depth, the earlier stays the earlier.
-    list.sort_by_key(|mount| mount.destination().components().count());
+    let depth = |path: &Path| path.components().count();
+    let built_in = list.into_iter().map(|mount| (depth(mount.destination()), mount));
+    // A target that is a link in the image lies where the link leads.
+    let of_request = asked_for.into_iter().map(|mount| (depth(&mount.place), mount.into_oci()));
+    let mut list: Vec<_> = built_in.chain(of_request).collect();
+    // Stable: of two mounts of the same depth the earlier stays the earlier, and the later covers it where both lead to
+    // one place.
+    list.sort_by_key(|(depth, _)| *depth);
+    let list = list.into_iter().map(|(_, mount)| mount).collect();
     Ok(Built { mounts: list, rootfs_propagation: rootfs_propagation.map(request::RootPropagation::as_str) })
 }
 

@@ -63,7 +63,13 @@ impl Default for Case {
                 },
                 devices: vec![node("/dev/sda", DeviceKind::Block, 8, 0), node("/dev/kvm", DeviceKind::Char, 10, 232)],
             },
-            namespaces: NamespacePaths { net: path("net"), ipc: path("ipc"), uts: path("uts"), pid: PidNamespace::Own },
+            namespaces: NamespacePaths {
+                net: path("net"),
+                ipc: path("ipc"),
+                uts: path("uts"),
+                pid: PidNamespace::Own,
+                user: None,
+            },
             handler: HandlerPolicy { recursive_read_only: true, ..HandlerPolicy::default() },
             files: PodFiles {
                 hostname: Some("/run/cricket/pods/pod/hostname".into()),
@@ -126,7 +132,11 @@ impl Case {
             .iter()
             .map(|cri| ResolvedMount {
                 cri,
-                source: cri.host_path.clone().into(),
+                source: if cri.image.is_some() {
+                    "/run/cricket.shelf/image".into()
+                } else {
+                    cri.host_path.clone().into()
+                },
                 source_kind: SourceKind::Directory,
                 source_propagation: self.source_propagation,
                 resolved_target: self.resolved_target.clone(),
@@ -401,17 +411,39 @@ fn limits_are_what_the_host_can_keep() {
 }
 
 #[test]
-fn user_namespaces_are_refused_cleanly() {
+fn a_container_has_its_pods_user_namespace() {
     let mut case = Case::default();
-    let options = cri::NamespaceOption {
-        userns_options: Some(cri::UserNamespace { mode: 0, ..Default::default() }),
-        ..Default::default()
+    let range = cri::IdMapping { host_id: 200_000, container_id: 0, length: 65536 };
+    let asked = cri::UserNamespace { mode: 0, uids: vec![range], gids: vec![range] };
+    let options = |asked: &cri::UserNamespace| {
+        Some(cri::NamespaceOption { userns_options: Some(asked.clone()), ..Default::default() })
     };
-    case.security().namespace_options = Some(options);
+    case.security().namespace_options = options(&asked);
     let error = case.build().expect_err("was built");
-    assert_eq!(error.kind(), ErrorKind::Unimplemented);
-    case.security().namespace_options.as_mut().unwrap().userns_options.as_mut().unwrap().mode = 2;
-    case.built();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("0:200000:65536"), "{error}");
+    case.mount("/mapped").uid_mappings = vec![range];
+    case.security().namespace_options = None;
+    assert!(case.refused().contains("no user namespace"));
+    let path = PathBuf::from("/run/cricket/ns/pod/user");
+    case.namespaces.user = Some(UserNamespace { path: path.clone(), uids: range, gids: range });
+    assert!(case.refused().contains("gid_mappings"));
+    case.config.mounts[0].gid_mappings = vec![range];
+    for options in [None, options(&asked)] {
+        case.security().namespace_options = options;
+        let built = case.built();
+        let maps = linux(&built).uid_mappings().clone().unwrap();
+        assert_eq!((maps[0].container_id(), maps[0].host_id(), maps[0].size()), (0, 200_000, 65536));
+        assert_eq!(linux(&built).gid_mappings().as_ref(), Some(&maps));
+        let list = linux(&built).namespaces().clone().unwrap();
+        let user = list.iter().find(|namespace| namespace.typ().to_string() == "user").unwrap();
+        assert_eq!(user.path().as_ref(), Some(&path));
+        assert_eq!(built.spec.process().as_ref().unwrap().rlimits(), &None);
+    }
+    case.security().namespace_options = options(&cri::UserNamespace { mode: 2, ..Default::default() });
+    assert!(case.refused().contains("NODE"));
+    case.security().namespace_options = None;
+    case.config.mounts[0].propagation = 2;
+    assert!(case.refused().contains("do not reach the host"));
 }
 
 #[test]

@@ -85,6 +85,16 @@ pub struct Ending {
     pub message: String,
 }
 
+/// An image whose content is mounted in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageVolume {
+    /// A digested reference of the image.
+    pub image_ref: String,
+    /// Chain ids of its layers, base first.
+    pub chain: Vec<Digest>,
+}
+
 /// A container. Paths that follow from the id (bundle, rootfs) are not stored.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -104,6 +114,8 @@ pub struct ContainerRecord {
     pub image_ref: String,
     /// Chain ids of the image's layers, base first.
     pub chain: Vec<Digest>,
+    /// The image of each of the request's mounts that has one, in their order.
+    pub volumes: Vec<ImageVolume>,
     /// Nanoseconds since the epoch; 0 while it has not happened.
     pub created_at: i64,
     pub started_at: i64,
@@ -142,6 +154,12 @@ impl ContainerRecord {
     #[must_use]
     pub fn resources(&self) -> Option<&LinuxContainerResources> {
         self.resources.as_ref().or_else(|| self.config.linux.as_ref()?.resources.as_ref())
+    }
+
+    /// The layers that the container needs for as long as it exists: those of its image and of its volumes.
+    #[must_use]
+    pub fn layers(&self) -> Vec<Digest> {
+        self.chain.iter().chain(self.volumes.iter().flat_map(|volume| &volume.chain)).cloned().collect()
     }
 
     /// Where the log is, for those who ask: the pod's folder and the request's relative path.

@@ -37,6 +37,10 @@ pub enum StorageError {
     Container { id: String, operation: &'static str, source: io::Error },
     #[error("container {id}: the root file system cannot be mounted on {}", target.display())]
     Mount { id: String, target: PathBuf, source: OverlayError },
+    #[error("the layers cannot be mounted as a volume")]
+    Volume { source: OverlayError },
+    #[error("{path:?} in the image cannot be mounted")]
+    VolumePath { path: String, source: io::Error },
     #[error("{} carries another mount already", target.display())]
     Busy { target: PathBuf },
     #[error("{}: cannot be unmounted", target.display())]

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
@@ -122,6 +123,46 @@ impl Merged {
         self.end_in_directory(&above)
     }
 
+    /// The path without links and `..`; `None` when there are too many links. Below something that is missing, or no
+    /// directory, names stand for themselves.
+    fn resolve(&self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut waiting: VecDeque<Vec<u8>> = components(path).collect();
+        let mut above: Vec<Level> = Vec::new();
+        let (mut links, mut steps) = (0, 0);
+        while let Some(name) = waiting.pop_front() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Ok(None);
+            }
+            if name == b".." {
+                above.pop();
+                continue;
+            }
+            // The root has every layer; another directory that no layer has a part in was not found.
+            let lost = above.last().is_some_and(|level| level.layers.is_empty());
+            let step = if lost { Step::Missing } else { self.step(&above, &join(&above, &name))? };
+            match step {
+                Step::Directory(layers) => above.push(Level { name, layers }),
+                Step::Other(_, fd, stat) if file_type(&stat) == FileType::Symlink => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Ok(None);
+                    }
+                    let target = rustix::fs::readlinkat(&fd, "", Vec::new())?;
+                    let target = target.to_bytes();
+                    if target.starts_with(b"/") {
+                        above.clear();
+                    }
+                    for part in components(target).collect::<Vec<_>>().into_iter().rev() {
+                        waiting.push_front(part);
+                    }
+                }
+                Step::Missing | Step::Other(..) => above.push(Level { name, layers: Vec::new() }),
+            }
+        }
+        Ok(Some(join(&above, b"")))
+    }
+
     fn end_in_directory(&self, above: &[Level]) -> io::Result<End> {
         let path = join(above, b"");
         let layer = above.last().map_or(Some(0), |level| level.layers.first().copied());
@@ -214,6 +255,20 @@ impl Storage {
                 Err(StorageError::TooLarge { path: path.to_owned(), cap })
             }
             Err(error) => Err(unread(error)),
+        }
+    }
+
+    /// Where a path leads in an image, every symlink followed as a process inside would: an absolute path without links.
+    /// What does not exist is taken as it is named.
+    ///
+    /// # Errors
+    /// [`StorageError::Links`], [`StorageError::Missing`] for an unknown layer, [`StorageError::Read`].
+    pub fn resolve(&self, chains: &[Digest], path: &str) -> Result<PathBuf, StorageError> {
+        let merged = self.merged(chains)?;
+        let resolved = merged.resolve(path.as_bytes());
+        match resolved.map_err(|source| StorageError::Read { path: path.to_owned(), source })? {
+            Some(resolved) => Ok(Path::new("/").join(OsStr::from_bytes(&resolved))),
+            None => Err(StorageError::Links { path: path.to_owned() }),
         }
     }
 

@@ -1,14 +1,16 @@
 //! The writable layer and the overlay mount of each container.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Uid};
 
 use super::removal::remove_tree;
 use super::usage::measure;
 use super::{Digest, Storage, StorageError, Usage, names};
 use crate::sys::mount;
-use crate::sys::mount::overlay::Overlay;
+use crate::sys::mount::overlay::{Overlay, Writable};
 
 /// Longest container id taken: it becomes a file name.
 const MAX_ID: usize = 200;
@@ -16,17 +18,32 @@ const MAX_ID: usize = 200;
 /// A target that was mounted on more often than this is not of our making.
 const MAX_STACKED: usize = 16;
 
+/// The user namespace that a root file system is seen from.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewer<'a> {
+    pub namespace: BorrowedFd<'a>,
+    /// The host's ids of its root.
+    pub root: (u32, u32),
+}
+
 impl Storage {
     /// Mounts the root file system of a container on `target`, base layer first in `chains`; makes the writable layer
     /// and the target when they are missing. An overlay that is mounted there already is left as it is. The caller holds
-    /// a lease on the layers for as long as the mount lasts.
+    /// a lease on the layers for as long as the mount lasts. With a viewer, what an id of the image owns is the property
+    /// of that id in the viewer's user namespace: no file is touched for it.
     ///
     /// # Errors
     /// [`StorageError::Missing`] for an unknown layer, [`StorageError::Busy`] when something else is mounted there,
     /// [`StorageError::Container`], [`StorageError::Directory`], [`StorageError::Mount`].
-    pub fn mount_rootfs(&self, container_id: &str, chains: &[Digest], target: &Path) -> Result<(), StorageError> {
+    pub fn mount_rootfs(
+        &self,
+        container_id: &str,
+        chains: &[Digest],
+        target: &Path,
+        viewer: Option<Viewer<'_>>,
+    ) -> Result<(), StorageError> {
         check_id(container_id)?;
-        let visible = self.visible(chains)?;
+        let lower = self.lower(chains)?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -42,20 +59,31 @@ impl Storage {
         };
         let own = self.0.containers.ensure_dir(container_id, 0o700).map_err(failed)?;
         // The mode of the upper directory is what the container sees as the mode of `/`.
-        own.ensure_dir("upper", 0o755).map_err(failed)?;
+        let upper = own.ensure_dir("upper", 0o755).map_err(failed)?;
+        if let Some(Viewer { root: (uid, gid), .. }) = viewer {
+            rustix::fs::fchown(&upper, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| failed(errno.into()))?;
+        }
         own.ensure_dir("work", 0o700).map_err(failed)?;
+        let own = self.0.options.containers.join(container_id);
+        let writable = Some(Writable { upper: own.join("upper"), work: own.join("work") });
+        let overlay = Overlay { lower, writable };
+        let mounted = match viewer {
+            Some(viewer) => overlay.mount_mapped(viewer.namespace, target),
+            None => overlay.mount(target),
+        };
+        mounted.map_err(|source| StorageError::Mount { id: container_id.to_owned(), target: target.to_owned(), source })
+    }
+
+    /// The folders of the layers that show through, topmost first; the empty one when there is none.
+    pub(super) fn lower(&self, chains: &[Digest]) -> Result<Vec<PathBuf>, StorageError> {
         let layers = self.0.options.images.join("layers");
+        let visible = self.visible(chains)?;
         let mut lower: Vec<_> = visible.iter().map(|chain| layers.join(chain.hex()).join("diff")).collect();
         if lower.is_empty() {
             lower.push(self.0.empty());
         }
-        let own = self.0.options.containers.join(container_id);
-        let overlay = Overlay { lower, upper: own.join("upper"), work: own.join("work") };
-        overlay.mount(target).map_err(|source| StorageError::Mount {
-            id: container_id.to_owned(),
-            target: target.to_owned(),
-            source,
-        })
+        Ok(lower)
     }
 
     fn is_mounted(&self, target: &Path) -> Result<bool, StorageError> {

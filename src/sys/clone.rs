@@ -16,6 +16,12 @@ pub struct SingleThread(());
 pub enum Fresh {
     Nothing,
     PidAndMount,
+    /// A user namespace, and those of the others that are asked for, which belong to it.
+    User {
+        net: bool,
+        ipc: bool,
+        uts: bool,
+    },
 }
 
 /// A forked child, unreaped.
@@ -60,6 +66,10 @@ impl SingleThread {
         let namespaces = match fresh {
             Fresh::Nothing => 0,
             Fresh::PidAndMount => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+            Fresh::User { net, ipc, uts } => {
+                let others = [(net, libc::CLONE_NEWNET), (ipc, libc::CLONE_NEWIPC), (uts, libc::CLONE_NEWUTS)];
+                others.iter().filter(|(wanted, _)| *wanted).fold(libc::CLONE_NEWUSER, |all, (_, flag)| all | flag)
+            }
         };
         let mut pidfd: libc::c_int = -1;
         let mut args = CloneArgs {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -49,14 +49,6 @@ pub fn dev_null() -> io::Result<OwnedFd> {
 #[must_use]
 pub fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// The path without symbolic links, as it is now. For mount sources that a client names: what is mounted is the target.
-///
-/// # Errors
-/// When a component is missing or cannot be entered.
-pub fn real_path(path: &Path) -> io::Result<PathBuf> {
-    std::fs::canonicalize(path)
 }
 
 /// The name of a block device, `/dev/sda`; `major:minor` where the kernel has no name for it (overlay, tmpfs).

@@ -1,4 +1,5 @@
-//! Mounts: binds, tmpfs, propagation, detaching, and what is mounted where. Overlay mounts are in [`overlay`].
+//! Mounts: binds, tmpfs, propagation, detaching, and what is mounted where. Overlay mounts are in [`overlay`], attributes
+//! and owner mappings in [`attributes`], mount namespaces for one purpose in [`private`].
 //!
 //! Paths given here are the daemon's own; a path that a container or an image has a say in must be opened first
 //! (see [`super::root`]) and mounted by descriptor. Nothing here adds `nosuid` or `nodev`: callers say what they want.
@@ -13,7 +14,9 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+pub mod attributes;
 pub mod overlay;
+pub mod private;
 
 /// The calling thread's mount table: the thread's, since a test or a helper thread may have a namespace of its own.
 const MOUNT_TABLE: &str = "/proc/thread-self/mountinfo";
@@ -59,12 +62,13 @@ pub fn attach(mount: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     Ok(rustix::mount::move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// Mounts a tmpfs of at most `size` bytes, whose root has the mode; without set-uid, devices and programs.
+/// Mounts a tmpfs of at most `size` bytes, whose root has the mode and the owner; without set-uid, devices and programs.
 ///
 /// # Errors
 /// Those of `mount(2)`.
-pub fn tmpfs(target: &Path, size: u64, mode: u32) -> io::Result<()> {
-    let options = CString::new(format!("size={size},mode={mode:o}")).expect("digits hold no NUL");
+pub fn tmpfs(target: &Path, size: u64, mode: u32, (uid, gid): (u32, u32)) -> io::Result<()> {
+    let options = format!("size={size},mode={mode:o},uid={uid},gid={gid}");
+    let options = CString::new(options).expect("digits hold no NUL");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(rustix::mount::mount("tmpfs", target, "tmpfs", flags, options.as_c_str())?)
 }
@@ -228,7 +232,7 @@ mod tests {
             let (one, two) = (temp.path().join("o ne"), temp.path().join("two"));
             std::fs::create_dir(&one)?;
             std::fs::create_dir(&two)?;
-            tmpfs(&one, 1 << 20, 0o750)?;
+            tmpfs(&one, 1 << 20, 0o750, (0, 0))?;
             std::fs::write(one.join("file"), "x")?;
             let fd = std::fs::File::open(&one)?;
             bind_fd(fd.as_fd(), &two, false)?;

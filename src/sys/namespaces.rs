@@ -16,8 +16,10 @@ use rustix::process::Pid;
 
 use super::netns;
 pub use super::netns::{NetnsError, enter_net, is_namespace};
+pub use owned::{IdRange, Owners, carry_out, create_owned};
 pub use sysctl::{SysctlError, validate_sysctls};
 
+mod owned;
 mod sysctl;
 
 /// Longest hostname, in bytes (sethostname(2)).
@@ -87,6 +89,13 @@ pub enum NamespaceError {
     SetHostname { hostname: String, source: io::Error },
     #[error("sysctl {key}={value:?} cannot be written")]
     WriteSysctl { key: String, value: String, source: io::Error },
+    #[error("{name}: 0 {host} {length} cannot be written")]
+    Map { name: &'static str, host: u32, length: u32, source: io::Error },
+    #[error("{step}, for {}", dir.display())]
+    Step { dir: PathBuf, step: &'static str, source: io::Error },
+    /// What the program that makes a user namespace said.
+    #[error("the namespaces {} below a user namespace: {said}", dir.display())]
+    Program { dir: PathBuf, said: String },
     #[error("{}: the file to pin a namespace on cannot be made", path.display())]
     MakePin { path: PathBuf, source: io::Error },
     #[error("{}: the namespace cannot be pinned", path.display())]
@@ -111,6 +120,16 @@ pub enum NamespaceError {
 /// When the request is not legal, when `request.dir` exists, or when the kernel refuses a step; everything that was made is
 /// then gone, unless the error is [`NamespaceError::Undo`].
 pub fn create(request: &NamespaceRequest<'_>) -> Result<PinnedNamespaces, NamespaceError> {
+    prepare(request)?;
+    let dir = request.dir;
+    let made = netns::on_own_thread("namespaces", || make_and_pin(request))
+        .map_err(|source| NamespaceError::Thread { dir: dir.to_owned(), source })
+        .and_then(|made| made);
+    made.map_err(|failed| undo(dir, failed))
+}
+
+/// Checks a request, and makes its folder.
+fn prepare(request: &NamespaceRequest<'_>) -> Result<(), NamespaceError> {
     validate_sysctls(request.sysctls, !request.net, !request.ipc)?;
     let hostname = request.hostname;
     if request.uts
@@ -123,14 +142,15 @@ pub fn create(request: &NamespaceRequest<'_>) -> Result<PinnedNamespaces, Namesp
     if let Some(parent) = dir.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(make_dir)?;
     }
-    DirBuilder::new().mode(0o700).create(dir).map_err(make_dir)?;
-    let made = netns::on_own_thread("namespaces", || make_and_pin(request))
-        .map_err(|source| NamespaceError::Thread { dir: dir.to_owned(), source })
-        .and_then(|made| made);
-    made.map_err(|failed| match remove(dir) {
+    DirBuilder::new().mode(0o700).create(dir).map_err(make_dir)
+}
+
+/// Takes back what was made before something failed.
+fn undo(dir: &Path, failed: NamespaceError) -> NamespaceError {
+    match remove(dir) {
         Ok(()) => failed,
         Err(undo) => NamespaceError::Undo { failed: Box::new(failed), undo: Box::new(undo) },
-    })
+    }
 }
 
 /// The work of [`create`], on a thread that ends with it.
@@ -141,15 +161,7 @@ fn make_and_pin(request: &NamespaceRequest<'_>) -> Result<PinnedNamespaces, Name
     flags.set(CloneFlags::CLONE_NEWIPC, request.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, request.uts);
     nix::sched::unshare(flags).map_err(|errno| NamespaceError::Unshare { dir: dir(), source: errno.into() })?;
-    if request.net {
-        netns::set_loopback_up().map_err(|source| NamespaceError::Loopback { dir: dir(), source })?;
-    }
-    if request.uts {
-        let hostname = request.hostname;
-        rustix::system::sethostname(hostname.as_bytes())
-            .map_err(|errno| NamespaceError::SetHostname { hostname: hostname.to_owned(), source: errno.into() })?;
-    }
-    sysctl::write_all(request.sysctls)?;
+    furnish(request)?;
     let pin = |wanted: bool, kind: NamespaceKind| {
         let source = format!("/proc/thread-self/ns/{}", kind.file_name());
         wanted.then(|| bind(Path::new(&source), request.dir, kind)).transpose()
@@ -159,6 +171,19 @@ fn make_and_pin(request: &NamespaceRequest<'_>) -> Result<PinnedNamespaces, Name
         ipc: pin(request.ipc, NamespaceKind::Ipc)?,
         uts: pin(request.uts, NamespaceKind::Uts)?,
     })
+}
+
+/// Sets up the namespaces that the calling thread is in.
+fn furnish(request: &NamespaceRequest<'_>) -> Result<(), NamespaceError> {
+    if request.net {
+        netns::set_loopback_up().map_err(|source| NamespaceError::Loopback { dir: request.dir.to_owned(), source })?;
+    }
+    if request.uts {
+        let hostname = request.hostname;
+        rustix::system::sethostname(hostname.as_bytes())
+            .map_err(|errno| NamespaceError::SetHostname { hostname: hostname.to_owned(), source: errno.into() })?;
+    }
+    sysctl::write_all(request.sysctls)
 }
 
 /// Pins a namespace of a running process in `dir`, which is made when it is missing, and returns the path.

@@ -46,6 +46,16 @@ pub fn reap(pid: i32) -> io::Result<Ended> {
     }
 }
 
+/// Waits for the end of a child that was told to end, and reaps it.
+///
+/// # Errors
+/// Those of `waitpid(2)`.
+pub fn wait(pid: i32) -> io::Result<()> {
+    let target = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    rustix::process::waitpid(Some(target), WaitOptions::empty())?;
+    Ok(())
+}
+
 /// Waits for one of some blocked signals. Gives its number and the pid of its sender: 0 when the kernel sent it, or a
 /// process that this one's pid namespace does not show.
 ///

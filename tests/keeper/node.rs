@@ -74,6 +74,7 @@ pub fn null() -> Arc<OwnedFd> {
 
 pub fn shell(script: &str) -> SpawnRequest {
     SpawnRequest {
+        mounts: None,
         argv: ["/bin/sh", "-c", script].map(String::from).to_vec(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
         stdio: [null(), null(), null()],

@@ -116,6 +116,8 @@ impl Place {
             events: cricket::events::Events::new(),
             sampler: cricket::stats::Sampler::new(),
             disks: cricket::stats::Disks::new(String::new(), |_| None),
+            shelf: at("shelf"),
+            user_namespaces: Err("not tried here".to_owned()),
             state_dir: state,
             max_log_line: 16 * 1024,
         };

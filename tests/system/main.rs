@@ -40,9 +40,11 @@ mod events;
 mod exec;
 mod full_disk;
 mod hostports;
+mod image_volumes;
 mod images;
 mod lifecycle;
 mod logs;
+mod mounts;
 mod old_kubelet;
 mod pods;
 mod security_context;
@@ -50,6 +52,7 @@ mod server;
 mod stats;
 mod streams;
 mod update;
+mod userns;
 
 /// Makes two tests, `name::crun` and `name::runc`, of each `async fn name(runtime: &'static str) -> anyhow::Result<()>`.
 #[macro_export]

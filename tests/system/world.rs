@@ -66,6 +66,8 @@ impl World {
         ensure!(rustix::process::geteuid().is_root(), "the system lane needs root: make system-test");
         let folder =
             tempfile::Builder::new().prefix("cricket-lane-").tempdir_in("/tmp").context("a folder below /tmp")?;
+        // As /run is: the root of a pod's user namespace must be able to walk to the shelf.
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let ready = folder.path().join("ready");
         let mut lane = command(top().join("tests/in-lane.sh"))
             .args(["sh", "-c", "touch \"$1\"; exec sleep infinity", "lane"])

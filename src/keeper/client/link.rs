@@ -87,7 +87,7 @@ impl Link {
         inbox: mpsc::Receiver<Command>,
         connected: Connected,
     ) -> Self {
-        mirror.set_keeper_pid(connected.pid);
+        mirror.greet(&connected);
         // 1 was the greeting's.
         Self {
             options,
@@ -315,8 +315,8 @@ impl Link {
             self.mirror.orphan_all();
             hand_over(&connected, &self.mirror).await?;
         }
+        self.mirror.greet(&connected);
         self.connected = connected;
-        self.mirror.set_keeper_pid(pid);
         tracing::info!(pid, same, "connected to the keeper");
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::Held;
+use super::start::Connected;
 use crate::keeper::protocol::{EntryBody, Exit, PIDFD};
 
 /// What is known of the end of a process.
@@ -42,6 +43,7 @@ pub type Listed = Vec<(EntryBody, Vec<OwnedFd>)>;
 pub struct Mirror {
     entries: Mutex<BTreeMap<String, Entry>>,
     keeper: AtomicI32,
+    enters_mount_namespaces: AtomicBool,
 }
 
 impl Mirror {
@@ -53,8 +55,14 @@ impl Mirror {
         self.keeper.load(Ordering::Relaxed)
     }
 
-    pub fn set_keeper_pid(&self, pid: i32) {
-        self.keeper.store(pid, Ordering::Relaxed);
+    pub fn enters_mount_namespaces(&self) -> bool {
+        self.enters_mount_namespaces.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the keeper said of itself.
+    pub fn greet(&self, connected: &Connected) {
+        self.keeper.store(connected.pid, Ordering::Relaxed);
+        self.enters_mount_namespaces.store(connected.mount_namespaces, Ordering::Relaxed);
     }
 
     /// Follows a registered process; `None` when the id has none.

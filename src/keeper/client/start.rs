@@ -26,6 +26,8 @@ pub struct Connected {
     pub pid: i32,
     /// Tells it from the one before.
     pub instance: String,
+    /// It runs programs in mount namespaces that it is given.
+    pub mount_namespaces: bool,
 }
 
 /// The connection.
@@ -69,7 +71,9 @@ pub async fn connect(path: &Path) -> Result<Connected, KeeperError> {
             let gone = || connect_error(io::ErrorKind::ConnectionRefused.into());
             let datagram = socket.receive().await.map_err(connect_error)?.ok_or_else(gone)?;
             match serde_json::from_slice(&datagram.bytes) {
-                Ok(Reply { seq: 1, body: Body::Hello { pid, instance, .. } }) => return Ok((pid, instance)),
+                Ok(Reply { seq: 1, body: Body::Hello { pid, instance, mount_namespaces, .. } }) => {
+                    return Ok((pid, instance, mount_namespaces));
+                }
                 // An event that was on its way.
                 Ok(Reply { seq: 0, .. }) => {}
                 _ => return Err(KeeperError::WrongAnswer { operation: "hello" }),
@@ -77,8 +81,9 @@ pub async fn connect(path: &Path) -> Result<Connected, KeeperError> {
         }
     };
     let greeted = tokio::time::timeout(GREETING, greeting).await;
-    let (pid, instance) = greeted.unwrap_or(Err(KeeperError::NoAnswer { operation: "hello", after: GREETING }))?;
-    Ok(Connected { socket, pid, instance })
+    let (pid, instance, mount_namespaces) =
+        greeted.unwrap_or(Err(KeeperError::NoAnswer { operation: "hello", after: GREETING }))?;
+    Ok(Connected { socket, pid, instance, mount_namespaces })
 }
 
 /// Connects, and starts a keeper when there is none.

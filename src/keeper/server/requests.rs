@@ -8,7 +8,7 @@ use std::rc::Rc;
 use rustix::process::Signal;
 
 use super::init::{InitFlight, Namespaces};
-use super::spawn::{Flight, Kin, kin, read_pid_file};
+use super::spawn::{Flight, Given, Kin, kin, read_pid_file};
 use super::table::{Held, is_name};
 use super::{Server, share};
 use crate::keeper::protocol::{Body, ErrorCode, Exit, ExitStatus, Header, HoldOp, InitOp, Op, PIDFD, SpawnOp, VERSION};
@@ -59,6 +59,7 @@ impl Server {
                 pid: rustix::process::getpid().as_raw_pid(),
                 instance: self.instance.clone(),
                 boot_id: self.boot_id.clone(),
+                mount_namespaces: true,
             })),
             Op::Spawn(op) => self.spawn(header.seq, op, fds).map(|()| None),
             Op::ForkInit(op) => self.fork_init(header.seq, op, fds).map(|()| None),
@@ -82,7 +83,7 @@ impl Server {
     }
 
     fn spawn(&mut self, seq: u64, op: SpawnOp, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
-        if fds.len() != 3 + op.hold.len() {
+        if fds.len() != 3 + op.hold.len() + usize::from(op.mount_namespace) {
             return Err(bad(format!("{} descriptors for 3 and {} names", fds.len(), op.hold.len())));
         }
         match &op.id {
@@ -92,6 +93,8 @@ impl Server {
             }
             None => {}
         }
+        let mut fds = fds;
+        let mounts = if op.mount_namespace { fds.pop() } else { None };
         let mut fds = fds.into_iter();
         let stdio: Vec<OwnedFd> = fds.by_ref().take(3).collect();
         let Ok(stdio) = <[OwnedFd; 3]>::try_from(stdio) else { return Err(bad("three descriptors are needed")) };
@@ -102,7 +105,7 @@ impl Server {
             entry.in_flight = op.pid_file.is_some();
             entry.fds.extend(op.hold.iter().cloned().zip(held));
         }
-        match Flight::start(&self.single, &self.settings, seq, op.clone(), &stdio) {
+        match Flight::start(&self.single, &self.settings, seq, op.clone(), &Given { stdio, mounts }) {
             Ok(flight) => {
                 self.flights.push(flight);
                 Ok(())

@@ -24,6 +24,15 @@ pub struct ChildSettings {
     pub oom_score_adj: String,
 }
 
+/// The descriptors of a program.
+#[derive(Debug)]
+pub struct Given {
+    /// Its descriptors 0 to 2.
+    pub stdio: [OwnedFd; 3],
+    /// The mount namespace that it runs in, where that is not the keeper's.
+    pub mounts: Option<OwnedFd>,
+}
+
 /// A program that runs.
 #[derive(Debug)]
 pub struct Flight {
@@ -50,7 +59,7 @@ pub enum Due {
 }
 
 impl Flight {
-    /// Forks and runs the program. `stdio` are its descriptors 0 to 2.
+    /// Forks and runs the program.
     ///
     /// # Errors
     /// When the arguments are no program's, or the kernel gives no pipe or process.
@@ -59,7 +68,7 @@ impl Flight {
         settings: &ChildSettings,
         seq: u64,
         op: SpawnOp,
-        stdio: &[OwnedFd; 3],
+        given: &Given,
     ) -> io::Result<Self> {
         let image = Image::new(&op.argv, &op.env)?;
         if let Some(path) = &op.pid_file {
@@ -74,7 +83,7 @@ impl Flight {
         rustix::io::ioctl_fionbio(&failure, true)?;
         let keeper = rustix::process::getpid();
         let child = single.fork(Fresh::Nothing, || {
-            let error = become_program(&image, settings, stdio, keeper);
+            let error = become_program(&image, settings, given, keeper);
             let _ = std::fs::File::from(say).write_all(error.to_string().as_bytes());
             127
         })?;
@@ -131,7 +140,7 @@ impl Flight {
 }
 
 /// In the child: gives back what the keeper took for itself, and runs the program. Comes back only with the error.
-fn become_program(image: &Image, settings: &ChildSettings, stdio: &[OwnedFd; 3], keeper: Pid) -> io::Error {
+fn become_program(image: &Image, settings: &ChildSettings, given: &Given, keeper: Pid) -> io::Error {
     let prepared = || -> io::Result<()> {
         // The group may have been set by the parent already.
         let _ = rustix::process::setpgid(None, None);
@@ -143,7 +152,11 @@ fn become_program(image: &Image, settings: &ChildSettings, stdio: &[OwnedFd; 3],
         crate::sys::process::reset_signals()?;
         rustix::process::setrlimit(Resource::Nofile, settings.open_files)?;
         std::fs::write("/proc/self/oom_score_adj", &settings.oom_score_adj)?;
-        let [stdin, stdout, stderr] = stdio;
+        if let Some(mounts) = &given.mounts {
+            // The working directory and the root change with it, to those of that namespace.
+            rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(rustix::thread::LinkNameSpaceType::Mount))?;
+        }
+        let [stdin, stdout, stderr] = &given.stdio;
         replace_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
     };
     match prepared() {

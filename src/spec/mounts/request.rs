@@ -8,11 +8,14 @@ use oci_spec::runtime::Mount;
 
 use super::source::SourcePropagation;
 use super::{MAX_MOUNTS, MountError, builtin, target};
+use crate::spec::namespaces::say;
 use crate::spec::{Asked, ResolvedMount, SpecInput};
 
 /// A checked mount.
 pub(super) struct Request {
     pub target: PathBuf,
+    /// Where the target leads in the image.
+    pub place: PathBuf,
     source: PathBuf,
     propagation: cri::MountPropagation,
     options: Vec<&'static str>,
@@ -53,7 +56,6 @@ pub(super) fn mounts(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Vec<Req
     if count > MAX_MOUNTS || input.mounts.len() > MAX_MOUNTS {
         return Err(MountError::TooMany { count: count.max(input.mounts.len()) });
     }
-    refuse_unsupported(&input.config.mounts)?;
     if input.mounts.len() < count {
         return Err(MountError::Unresolved { asked: count, resolved: input.mounts.len() });
     }
@@ -67,20 +69,6 @@ pub(super) fn mounts(input: &SpecInput<'_>, asked: &Asked<'_>) -> Result<Vec<Req
         list.push(checked);
     }
     Ok(list)
-}
-
-/// What cannot be resolved by a caller at all is refused first.
-fn refuse_unsupported(mounts: &[cri::Mount]) -> Result<(), MountError> {
-    for (index, mount) in mounts.iter().enumerate() {
-        let path = shorten(&mount.container_path);
-        if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-            return Err(MountError::ImageVolumesUnsupported { index, path });
-        }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(MountError::IdMapped { index, path });
-        }
-    }
-    Ok(())
 }
 
 fn one(
@@ -101,7 +89,9 @@ fn one(
             refusal,
         })?;
     }
-    if request.host_path.is_empty() {
+    let image = is_image(request);
+    sub_path(index, request)?;
+    if !image && request.host_path.is_empty() {
         return Err(MountError::NoSource { index, path: path() });
     }
     let source = mount.source.clone();
@@ -109,12 +99,76 @@ fn one(
     if !legal {
         return Err(MountError::Source { index, source_path: source });
     }
+    owners(index, request, input)?;
     let propagation = cri::MountPropagation::try_from(request.propagation)
         .map_err(|_| MountError::Propagation { index, value: request.propagation })?;
+    shareable(index, request, propagation, input)?;
     check_source(index, &source, propagation, mount.source_propagation)?;
     let mut options = vec!["rbind", propagation_option(propagation), access(index, request, propagation, input)?];
     options.extend(extra_options(index, request)?);
-    Ok(Request { target, source, propagation, options })
+    let place = mount.resolved_target.clone().unwrap_or_else(|| target.clone());
+    Ok(Request { target, place, source, propagation, options })
+}
+
+/// The mount is of an image's content, not of a path of the host.
+pub fn is_image(mount: &cri::Mount) -> bool {
+    mount.image.as_ref().is_some_and(|image| !image.image.is_empty())
+}
+
+fn sub_path(index: usize, request: &cri::Mount) -> Result<(), MountError> {
+    let path = &request.image_sub_path;
+    if path.is_empty() {
+        return Ok(());
+    }
+    if !is_image(request) {
+        let sub_path = shorten(path);
+        return Err(MountError::NoImage { index, sub_path, path: shorten(&request.container_path) });
+    }
+    let climbs = Path::new(path).components().any(|part| part == std::path::Component::ParentDir);
+    if path.starts_with('/') || path.len() > 4096 || path.contains('\0') || climbs {
+        return Err(MountError::SubPath { index, sub_path: shorten(path) });
+    }
+    Ok(())
+}
+
+/// The owners of a mount's files are the host's, or those of the pod's user namespace: another mapping would give files
+/// owners that nobody in the pod is.
+fn owners(index: usize, request: &cri::Mount, input: &SpecInput<'_>) -> Result<(), MountError> {
+    if request.uid_mappings.is_empty() && request.gid_mappings.is_empty() {
+        return Ok(());
+    }
+    let user = input.namespaces.user.as_ref();
+    for (field, asked, pod) in [
+        ("uid_mappings", &request.uid_mappings, user.map(|user| &user.uids)),
+        ("gid_mappings", &request.gid_mappings, user.map(|user| &user.gids)),
+    ] {
+        if pod.map_or(!asked.is_empty(), |pod| *asked != [*pod]) {
+            let pod = pod.map_or_else(|| "no user namespace".to_owned(), |pod| say(std::slice::from_ref(pod)));
+            let path = shorten(&request.container_path);
+            return Err(MountError::IdMapping { index, field, asked: say(asked), pod, path });
+        }
+    }
+    Ok(())
+}
+
+/// Whether mounts can be passed on as asked, apart from what the source allows.
+fn shareable(
+    index: usize,
+    request: &cri::Mount,
+    propagation: cri::MountPropagation,
+    input: &SpecInput<'_>,
+) -> Result<(), MountError> {
+    let reason = match propagation {
+        cri::MountPropagation::PropagationPrivate => return Ok(()),
+        _ if is_image(request) => "an image's content has no mounts to share",
+        // The kernel makes every mount a slave that a namespace of less privilege gets a copy of.
+        cri::MountPropagation::PropagationBidirectional if input.namespaces.user.is_some() => {
+            "mounts of a pod with a user namespace do not reach the host"
+        }
+        _ => return Ok(()),
+    };
+    let path = shorten(&request.container_path);
+    Err(MountError::Unshareable { index, asked: propagation.as_str_name(), reason, path })
 }
 
 fn propagation_option(propagation: cri::MountPropagation) -> &'static str {
@@ -153,7 +207,7 @@ fn access(
     input: &SpecInput<'_>,
 ) -> Result<&'static str, MountError> {
     if !request.recursive_read_only {
-        return Ok(if request.readonly { "ro" } else { "rw" });
+        return Ok(if request.readonly || is_image(request) { "ro" } else { "rw" });
     }
     let path = || shorten(&request.container_path);
     if !request.readonly {
@@ -173,7 +227,7 @@ fn access(
 
 fn extra_options(index: usize, request: &cri::Mount) -> Result<Vec<&'static str>, MountError> {
     const KNOWN: [&str; 3] = ["noexec", "nodev", "nosuid"];
-    let mut options = Vec::new();
+    let mut options = if is_image(request) { KNOWN.to_vec() } else { Vec::new() };
     for asked in &request.mount_options {
         let known = KNOWN.iter().find(|known| *known == asked);
         let option = *known.ok_or_else(|| MountError::Option { index, option: shorten(asked) })?;

@@ -105,10 +105,28 @@ fn cve_2021_43784_sizes_are_capped() {
     assert!(case.refused().contains("4096"));
 }
 
+fn of_image(mount: &mut cri_proto::runtime::v1::Mount, sub_path: &str, propagation: i32) {
+    mount.host_path.clear();
+    mount.image = Some(cri_proto::runtime::v1::ImageSpec { image: "i".into(), ..Default::default() });
+    mount.image_sub_path = sub_path.to_owned();
+    mount.propagation = propagation;
+}
+
+#[test]
+fn the_content_of_an_image_is_only_ever_read() {
+    let mut case = Case::default();
+    of_image(case.mount("/data"), "a/b", 0);
+    let built = case.built();
+    let mounts = built.spec.mounts().clone().unwrap();
+    let mount = mounts.iter().find(|mount| mount.destination() == Path::new("/data")).unwrap();
+    let options: Vec<_> = mount.options().iter().flatten().map(String::as_str).collect();
+    assert_eq!(options, ["rbind", "rprivate", "ro", "noexec", "nodev", "nosuid"]);
+}
+
 #[test]
 fn what_is_wrong_with_a_mount_is_named() {
     type Change = fn(&mut cri_proto::runtime::v1::Mount);
-    let cases: [(Change, &str); 10] = [
+    let cases: [(Change, &str); 14] = [
         (|m| m.host_path = String::new(), "host_path"),
         (|m| m.host_path = "relative".into(), "relative"),
         (|m| m.propagation = 7, "propagation 7"),
@@ -116,12 +134,16 @@ fn what_is_wrong_with_a_mount_is_named() {
         (|m| (m.recursive_read_only, m.readonly, m.propagation) = (true, true, 1), "private"),
         (|m| (m.recursive_read_only, m.readonly, m.propagation) = (true, true, 2), "private"),
         (|m| m.mount_options = vec!["exec".into()], "exec"),
-        (|m| m.uid_mappings = vec![Default::default()], "not supported yet"),
-        (|m| m.gid_mappings = vec![Default::default()], "not supported yet"),
         (
-            |m| m.image = Some(cri_proto::runtime::v1::ImageSpec { image: "i".into(), ..Default::default() }),
-            "image volumes",
+            |m| m.uid_mappings = vec![Default::default()],
+            "uid_mappings [0:0:0]: want none, or the pod's no user namespace",
         ),
+        (|m| m.gid_mappings = vec![Default::default()], "gid_mappings"),
+        (|m| m.image_sub_path = "a".into(), "without an image"),
+        (|m| of_image(m, "/a", 0), "image_sub_path \"/a\""),
+        (|m| of_image(m, "a/../b", 0), "image_sub_path \"a/../b\""),
+        (|m| of_image(m, "a\0", 0), "image_sub_path"),
+        (|m| of_image(m, "a", 1), "no mounts to share"),
     ];
     for (change, named) in cases {
         let mut case = Case::default();

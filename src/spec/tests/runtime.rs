@@ -28,7 +28,7 @@ async fn run(runtime: &str, case: &mut Case, script: &str) -> String {
     case.files.resolv_conf = bundle.join("resolv.conf");
     case.files.shm = bundle.join("shm");
     case.host = HostFacts { kernel: crate::security::probe().unwrap(), devices: vec![] };
-    case.namespaces = NamespacePaths { net: None, ipc: None, uts: None, pid: PidNamespace::Own };
+    case.namespaces = NamespacePaths { net: None, ipc: None, uts: None, pid: PidNamespace::Own, user: None };
     let id = format!("cricket-spec-test-{}-{}", std::process::id(), bundle.file_name().unwrap().to_string_lossy());
     case.cgroups_path = format!("/{}", id.replace('.', ""));
     case.config.command = ["/usr/bin/perl", "-e", script].map(str::to_owned).to_vec();

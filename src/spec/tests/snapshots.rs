@@ -97,7 +97,7 @@ fn with_a_terminal_and_a_device() {
 
 #[test]
 fn in_the_hosts_namespaces() {
-    let namespaces = NamespacePaths { net: None, ipc: None, uts: None, pid: PidNamespace::Host };
+    let namespaces = NamespacePaths { net: None, ipc: None, uts: None, pid: PidNamespace::Host, user: None };
     let mut case = Case { namespaces, ..Case::default() };
     case.files.shm = "/dev/shm".into();
     case.files.hostname = None;

@@ -171,7 +171,7 @@ fn a_full_disk_is_named_and_leaves_nothing() -> anyhow::Result<()> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
         crate::sys::mount::make_private(Path::new("/"), true)?;
         let temp = tempfile::tempdir()?;
-        crate::sys::mount::tmpfs(temp.path(), 1 << 20, 0o700)?;
+        crate::sys::mount::tmpfs(temp.path(), 1 << 20, 0o700, (0, 0))?;
         let storage = Storage::open(Fixture::options(temp.path()))?;
         let layer = Layer::new().dir("d").file("d/large", vec![b'x'; 4 << 20]).done();
         let digest = Digest::of(&layer);

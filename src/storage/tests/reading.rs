@@ -1,5 +1,8 @@
 //! Reading files out of an image: what the overlay would show, and never the host.
 
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
 use super::builder::{Layer, Seeded};
 use super::*;
 use crate::storage::{PathKind, StorageError};
@@ -36,6 +39,30 @@ fn files_are_read_through_symlinks_inside_the_image() -> anyhow::Result<()> {
     assert!(matches!(fixture.storage.read_file(&order, "/x", CAP), Err(StorageError::Order { .. })));
     let unknown = [Digest::of(b"unknown")];
     assert!(matches!(fixture.storage.read_file(&unknown, "/x", CAP), Err(StorageError::Missing { .. })));
+    Ok(())
+}
+
+#[test]
+fn a_path_is_resolved_as_far_as_the_image_goes() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let base = Layer::new().dir("var").dir("run").file("file", "").symlink("var/run", "../run").symlink("p", "/proc");
+    let top = Layer::new().symlink("two", "var/run/gone/../x").symlink("ring", "ring").symlink("up", "../../../p/self");
+    let chains = fixture.add(&[base.done(), top.done()])?;
+    for (path, want) in [
+        ("/", "/"),
+        ("/var/run/secrets/x", "/run/secrets/x"),
+        ("/p", "/proc"),
+        ("/p/self/attr", "/proc/self/attr"),
+        ("/up", "/proc/self"),
+        ("/two", "/run/x"),
+        ("/none/../p", "/proc"),
+        ("/none/./a//b", "/none/a/b"),
+        ("/file/below", "/file/below"),
+        ("/../../var", "/var"),
+    ] {
+        assert_eq!(fixture.storage.resolve(&chains, path)?, Path::new(want), "{path}");
+    }
+    assert!(matches!(fixture.storage.resolve(&chains, "/ring/x"), Err(StorageError::Links { .. })));
     Ok(())
 }
 
@@ -173,7 +200,7 @@ fn same_as_overlay(seed: u64) -> anyhow::Result<()> {
         .collect();
     let chains = fixture.add(&layers)?;
     let target = fixture.temp.path().join("rootfs");
-    fixture.storage.mount_rootfs("c", &chains, &target)?;
+    fixture.storage.mount_rootfs("c", &chains, &target, None)?;
     let root = crate::sys::root::Root::open(&target)?;
     for question in 0..200 {
         let name = path(&mut random);
@@ -181,6 +208,11 @@ fn same_as_overlay(seed: u64) -> anyhow::Result<()> {
         let want = open.ok().and_then(|fd| crate::sys::root::read_regular(fd, CAP).ok());
         let got = fixture.storage.read_file(&chains, &name, CAP).ok().flatten();
         assert_eq!(got, want, "seed {seed}, question {question}: {name}");
+        if let Ok(fd) = root.open_in_root(&name, rustix::fs::OFlags::PATH, 0) {
+            let led = std::fs::read_link(crate::sys::root::magic_path(fd.as_fd()))?;
+            let want = Path::new("/").join(led.strip_prefix(&target)?);
+            assert_eq!(fixture.storage.resolve(&chains, &name)?, want, "seed {seed}: {name}");
+        }
         let want = match target.join(&name).symlink_metadata() {
             // Parents that are symlinks lead elsewhere on the host.
             _ if name.match_indices('/').any(|(at, _)| target.join(&name[..at]).is_symlink()) => continue,

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags};
 
+use super::{attributes, private};
+
 /// As many lower layers as the kernel takes (`OVL_MAX_STACK`).
 pub const MAX_LAYERS: usize = 500;
 
@@ -26,8 +28,15 @@ const FIXED_OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"),
 /// What to mount.
 #[derive(Debug, Clone)]
 pub struct Overlay {
-    /// The read-only layers, topmost first: at least one, at most [`MAX_LAYERS`].
+    /// The read-only layers, topmost first: at least one (two without a writable layer), at most [`MAX_LAYERS`].
     pub lower: Vec<PathBuf>,
+    /// Without one the overlay is read-only.
+    pub writable: Option<Writable>,
+}
+
+/// Where changes go.
+#[derive(Debug, Clone)]
+pub struct Writable {
     pub upper: PathBuf,
     /// An empty directory on the file system of `upper`.
     pub work: PathBuf,
@@ -40,6 +49,10 @@ pub enum OverlayError {
     Layers(usize),
     #[error("{}: cannot be opened for an overlay", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("{}: its file system cannot show its files with mapped owners", path.display())]
+    Map { path: PathBuf, source: io::Error },
+    #[error("a mount namespace to make the overlay in cannot be had")]
+    Namespace { source: io::Error },
     #[error("overlay option {option}{}", because(kernel))]
     Option { option: String, kernel: String, source: io::Error },
     #[error("the kernel refuses the overlay{}", because(kernel))]
@@ -61,6 +74,47 @@ impl Overlay {
         if takes_layers_one_by_one() { self.mount_with_fsopen(target) } else { self.mount_with_options(target) }
     }
 
+    /// Mounts on a directory with the layers' owners mapped to a user namespace: what an id of a layer owns shows as the
+    /// property of the same id inside. The writable layer is not mapped: what is written has the ids of the host on disk.
+    /// Linux 5.19, and a file system of the layers that can be mapped. It blocks, for longer the more mounts there are.
+    ///
+    /// # Errors
+    /// [`OverlayError`]; nothing is mounted then.
+    pub fn mount_mapped(&self, user_namespace: BorrowedFd<'_>, target: &Path) -> Result<(), OverlayError> {
+        let mount = private::in_private_namespace(|| {
+            let (mapped, _held) = self.map_owners(user_namespace)?;
+            mapped.mount(target)?;
+            detached_copy(target)
+        });
+        let mount = mount.map_err(|source| OverlayError::Namespace { source })??;
+        super::attach(mount.as_fd(), target)
+            .map_err(|source| OverlayError::Attach { target: target.to_owned(), source })
+    }
+
+    /// The same overlay over mapped copies of its lower layers, which must live until it is mounted. To be called, and the result mounted, in a private
+    /// namespace: before Linux 6.15 an overlay takes only layers that are mounted somewhere in the namespace, so the
+    /// copies are put onto the first layer there, one on top of the other.
+    ///
+    /// # Errors
+    /// [`OverlayError::Open`], [`OverlayError::Map`].
+    pub fn map_owners(&self, user_namespace: BorrowedFd<'_>) -> Result<(Self, Vec<OwnedFd>), OverlayError> {
+        self.check()?;
+        let mut held = Vec::with_capacity(self.lower.len());
+        for path in &self.lower {
+            let refused = |source| OverlayError::Map { path: path.clone(), source };
+            let copy = super::clone_tree(open(path, OFlags::empty())?.as_fd(), false).map_err(refused)?;
+            attributes::map_owners(copy.as_fd(), user_namespace, false).map_err(refused)?;
+            held.push(copy);
+        }
+        for copy in &held {
+            let target = &self.lower[0];
+            super::attach(copy.as_fd(), target)
+                .map_err(|source| OverlayError::Attach { target: target.clone(), source })?;
+        }
+        let lower = held.iter().map(|fd| PathBuf::from(crate::sys::root::magic_path(fd.as_fd()))).collect();
+        Ok((Self { lower, writable: self.writable.clone() }, held))
+    }
+
     /// Each layer in a parameter of its own: no page to run out of (Linux 6.7).
     fn mount_with_fsopen(&self, target: &Path) -> Result<(), OverlayError> {
         self.check()?;
@@ -72,8 +126,10 @@ impl Overlay {
         for lower in &self.lower {
             set(config.as_fd(), "lowerdir+", lower, &mut held)?;
         }
-        set(config.as_fd(), "upperdir", &self.upper, &mut held)?;
-        set(config.as_fd(), "workdir", &self.work, &mut held)?;
+        if let Some(Writable { upper, work }) = &self.writable {
+            set(config.as_fd(), "upperdir", upper, &mut held)?;
+            set(config.as_fd(), "workdir", work, &mut held)?;
+        }
         for (key, value) in FIXED_OPTIONS {
             rustix::mount::fsconfig_set_string(&config, key, value).map_err(|source| OverlayError::Option {
                 option: format!("{key}={value}"),
@@ -99,17 +155,19 @@ impl Overlay {
             let _ = write!(text, ",{key}={value}");
             text
         });
-        let mut options = by_path(&self.lower, &self.upper, &self.work);
+        let writable = self.writable.as_ref();
+        let mut options = by_path(&self.lower, writable.map(|own| (own.upper.as_path(), own.work.as_path())));
         options.extend_from_slice(fixed.as_bytes());
         let special = |path: &Path| path.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte));
-        let paths = || self.lower.iter().chain([&self.upper, &self.work]);
+        let paths = || self.lower.iter().chain(writable.into_iter().flat_map(|own| [&own.upper, &own.work]));
         if options.len() <= MAX_OPTIONS && !paths().any(|path| special(path)) {
             return classic(target, options);
         }
         let held = paths().map(|path| open(path, OFlags::empty())).collect::<Result<Vec<_>, _>>()?;
         let numbers: Vec<PathBuf> = held.iter().map(|fd| PathBuf::from(fd.as_raw_fd().to_string())).collect();
-        let mut options =
-            by_path(&numbers[..self.lower.len()], &numbers[self.lower.len()], &numbers[self.lower.len() + 1]);
+        let (lower, own) = numbers.split_at(self.lower.len());
+        let own = if let [upper, work] = own { Some((upper.as_path(), work.as_path())) } else { None };
+        let mut options = by_path(lower, own);
         options.extend_from_slice(fixed.as_bytes());
         let target =
             std::path::absolute(target).map_err(|source| OverlayError::Open { path: target.to_owned(), source })?;
@@ -120,8 +178,15 @@ impl Overlay {
 
     fn check(&self) -> Result<(), OverlayError> {
         let layers = self.lower.len();
-        if (1..=MAX_LAYERS).contains(&layers) { Ok(()) } else { Err(OverlayError::Layers(layers)) }
+        let least = if self.writable.is_some() { 1 } else { 2 };
+        if (least..=MAX_LAYERS).contains(&layers) { Ok(()) } else { Err(OverlayError::Layers(layers)) }
     }
+}
+
+/// A detached copy of the mount on a directory, for another namespace than the one it is in.
+fn detached_copy(target: &Path) -> Result<OwnedFd, OverlayError> {
+    let copied = super::clone_tree(open(target, OFlags::NOFOLLOW)?.as_fd(), false);
+    copied.map_err(|source| OverlayError::Attach { target: target.to_owned(), source })
 }
 
 fn open(path: &Path, extra: OFlags) -> Result<OwnedFd, OverlayError> {
@@ -146,7 +211,7 @@ fn set(config: BorrowedFd<'_>, key: &str, path: &Path, held: &mut Vec<OwnedFd>) 
     })
 }
 
-fn by_path(lower: &[PathBuf], upper: &Path, work: &Path) -> Vec<u8> {
+fn by_path(lower: &[PathBuf], writable: Option<(&Path, &Path)>) -> Vec<u8> {
     let mut options = b"lowerdir=".to_vec();
     for (nth, path) in lower.iter().enumerate() {
         if nth > 0 {
@@ -154,10 +219,12 @@ fn by_path(lower: &[PathBuf], upper: &Path, work: &Path) -> Vec<u8> {
         }
         options.extend_from_slice(path.as_os_str().as_bytes());
     }
-    options.extend_from_slice(b",upperdir=");
-    options.extend_from_slice(upper.as_os_str().as_bytes());
-    options.extend_from_slice(b",workdir=");
-    options.extend_from_slice(work.as_os_str().as_bytes());
+    if let Some((upper, work)) = writable {
+        options.extend_from_slice(b",upperdir=");
+        options.extend_from_slice(upper.as_os_str().as_bytes());
+        options.extend_from_slice(b",workdir=");
+        options.extend_from_slice(work.as_os_str().as_bytes());
+    }
     options
 }
 
@@ -238,11 +305,12 @@ mod tests {
             std::fs::write(path.join("top"), n.to_string())?;
             std::fs::write(path.join(format!("own{n}")), "")?;
         }
-        let overlay = Overlay { lower, upper: base.join("upper"), work: base.join("work") };
+        let (upper, work) = (base.join("upper"), base.join("work"));
         let target = temp.path().join("target");
-        for path in [&overlay.upper, &overlay.work, &target] {
+        for path in [&upper, &work, &target] {
             std::fs::create_dir(path)?;
         }
+        let overlay = Overlay { lower, writable: Some(Writable { upper: upper.clone(), work }) };
         if new {
             overlay.mount_with_fsopen(&target)?
         } else {
@@ -251,7 +319,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(target.join("top"))?, "0", "the first layer is the topmost");
         assert_eq!(std::fs::read_dir(&target)?.count(), 201);
         std::fs::write(target.join("written"), "")?;
-        assert!(overlay.upper.join("written").exists());
+        assert!(upper.join("written").exists());
         assert!(super::super::detach(&target)?);
         Ok(())
     }

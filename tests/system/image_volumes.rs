@@ -1,0 +1,179 @@
+//! Contents of images as volumes: read-only, kept while they are mounted, and never a way out of the image.
+
+use anyhow::{Context as _, Result, ensure};
+use cri_proto::runtime::v1 as cri;
+use tonic::Code;
+
+use crate::archive::{Entry, Image, tarball};
+use crate::bad_registry::hostile_node;
+use crate::client::{Client, refused};
+use crate::ledger::Ledger;
+use crate::node::Node;
+use crate::requests::{BUSYBOX, container, host_pod, image, namespaces, pod, with_namespaces};
+
+crate::per_runtime!(content_is_kept_while_it_is_mounted, with_a_user_namespace);
+crate::once!(bad_requests, no_way_out_of_the_image);
+
+const LAYERS: &str = "registry.k8s.io/cricket/layers:1";
+
+fn volume(name: &str, inside: &str, sub_path: &str) -> cri::Mount {
+    cri::Mount {
+        image: Some(image(name)),
+        image_sub_path: sub_path.to_owned(),
+        container_path: inside.to_owned(),
+        readonly: true,
+        ..Default::default()
+    }
+}
+
+async fn node(runtime: &'static str) -> Result<(Node, Client)> {
+    let mut node = Node::new(runtime).await?;
+    let client = node.client().await?;
+    client.pull(BUSYBOX).await?;
+    Ok((node, client))
+}
+
+async fn content_is_kept_while_it_is_mounted(runtime: &'static str) -> Result<()> {
+    let (mut node, client) = node(runtime).await?;
+    let before = Ledger::take(&node).await?;
+    client.pull(LAYERS).await?;
+    let id_of_image = client.image_status(LAYERS).await?.context("pulled")?.id;
+    let sandbox = host_pod(&node, "volumes");
+    let pod = client.run_pod(&sandbox).await?;
+    let mut config = container(&sandbox, "volumes", "exec sleep 414141");
+    // The kubelet names the image by its id.
+    config.mounts = vec![
+        volume(&id_of_image, "/whole", ""),
+        volume(&id_of_image, "/part", "data/was-file"),
+        volume(LAYERS, "/file", "data/kept"),
+    ];
+    let id = client.run(&pod, &config, &sandbox).await?;
+    let content = |client: Client| {
+        let id = id.clone();
+        async move {
+            client
+                .output(&id, "cat /whole/data/kept /part/file /file; ls /whole/data/opaque; [ ! -e /whole/data/gone ]")
+                .await
+        }
+    };
+    let was = content(client.clone()).await?;
+    ensure!(was.contains("kept") && was.contains("a folder now") && was.contains("new"), "{was}");
+    for script in ["touch /whole/x", "touch /part/x", "echo x >>/file", "mount -o remount,rw /whole"] {
+        ensure!(client.exec(&id, script, 30).await?.exit_code != 0, "{script} was done");
+    }
+    let options = client.output(&id, "grep ' /whole ' /proc/self/mountinfo").await?;
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        ensure!(options.split([' ', ',']).any(|word| word == option), "{option}: {options}");
+    }
+    let mounts = client.status(&id).await?.mounts;
+    ensure!(
+        mounts.len() == 3 && mounts[1].image_sub_path == "data/was-file" && mounts[0].container_path == "/whole",
+        "{mounts:?}"
+    );
+    let digest = mounts[0].image.clone().unwrap_or_default();
+    ensure!(
+        digest.image == id_of_image && digest.image_ref.starts_with("registry.k8s.io/cricket/layers@sha256:"),
+        "{digest:?}"
+    );
+
+    // The image goes, its content stays; also when the next daemon opens the store.
+    client.remove_image(LAYERS).await?;
+    ensure!(client.image_status(LAYERS).await?.is_none(), "the image is there after its removal");
+    ensure!(content(client.clone()).await? == was, "the content changed with the image's removal");
+    let client = node.crash_and_restart().await?;
+    ensure!(content(client.clone()).await? == was, "the content changed with the daemon's death");
+    ensure!(client.status(&id).await?.mounts == mounts, "the mounts changed with the daemon's death");
+    client.remove_pod(&pod).await?;
+    // What is collected when: the layers are gone with the next removal of an image at the latest.
+    client.pull(LAYERS).await?;
+    client.remove_image(LAYERS).await?;
+    before.assert_same(&node).await
+}
+
+async fn with_a_user_namespace(runtime: &'static str) -> Result<()> {
+    let (node, client) = node(runtime).await?;
+    client.pull(LAYERS).await?;
+    let mut options = namespaces(cri::NamespaceMode::Pod, cri::NamespaceMode::Container);
+    let ids = vec![cri::IdMapping { host_id: 200_000, container_id: 0, length: 65536 }];
+    options.userns_options = Some(cri::UserNamespace { mode: 0, uids: ids.clone(), gids: ids });
+    let sandbox = with_namespaces(pod(&node, "user"), options);
+    let pod = client.run_pod(&sandbox).await?;
+    let mut config = container(&sandbox, "user", "exec sleep 404040");
+    config.mounts = vec![volume(LAYERS, "/whole", ""), volume(LAYERS, "/part", "data")];
+    let id = client.run(&pod, &config, &sandbox).await?;
+    let owners = client.output(&id, "stat -c %u:%g /whole/data/kept /part/owned").await?;
+    ensure!(owners.lines().eq(["0:0", "1234:2345"]), "{owners}");
+    ensure!(client.exec(&id, "touch /part/x", 30).await?.exit_code != 0, "written to");
+    Ok(())
+}
+
+async fn bad_requests() -> Result<()> {
+    let (node, client) = node("crun").await?;
+    client.pull(LAYERS).await?;
+    let sandbox = host_pod(&node, "bad");
+    let pod = client.run_pod(&sandbox).await?;
+    let before = Ledger::take(&node).await?;
+    let fault: &[Code] = &[Code::InvalidArgument];
+    let failed: &[Code] = &[Code::Unknown];
+    let cases: [(&str, cri::Mount, &[Code], &[&str]); 8] = [
+        (
+            "not pulled",
+            volume("registry.k8s.io/none:1", "/v", ""),
+            failed,
+            &["mounts[0]", "registry.k8s.io/none:1", "not present"],
+        ),
+        ("no such path", volume(LAYERS, "/v", "data/none"), failed, &["mounts[0]", "data/none"]),
+        ("a path through a file", volume(LAYERS, "/v", "data/kept/x"), failed, &["data/kept/x"]),
+        ("a device", volume(LAYERS, "/v", "data/null"), failed, &["data/null", "neither"]),
+        ("an absolute path", volume(LAYERS, "/v", "/data"), fault, &["image_sub_path", "/data"]),
+        ("a path that climbs", volume(LAYERS, "/v", "data/../../x"), fault, &["image_sub_path", "data/../../x"]),
+        (
+            "a host path as well",
+            cri::Mount { host_path: "/tmp".into(), ..volume(LAYERS, "/v", "") },
+            fault,
+            &["host_path", "/tmp"],
+        ),
+        ("propagation", cri::Mount { propagation: 1, ..volume(LAYERS, "/v", "") }, fault, &["propagation"]),
+    ];
+    for (name, mount, codes, words) in cases {
+        let mut config = container(&sandbox, "bad", "true");
+        config.mounts = vec![mount];
+        let message = refused(client.create(&pod, &config, &sandbox).await, codes, words).context(name)?;
+        ensure!(codes != failed || message.starts_with("ImageVolumeMountFailed: "), "{name}: {message}");
+    }
+    before.assert_same(&node).await
+}
+
+async fn no_way_out_of_the_image() -> Result<()> {
+    let (node, client, hostile, _) = hostile_node().await?;
+    let canary = node.path("canary");
+    std::fs::create_dir(&canary)?;
+    std::fs::write(canary.join("file"), "of the host")?;
+    let (out, up) = (canary.to_string_lossy().into_owned(), format!("{}{}", "../".repeat(20), canary.display()));
+    let entries = [
+        Entry::folder("etc/"),
+        Entry::file("etc/inside", b"of the image"),
+        Entry::symlink("absolute", "/etc"),
+        Entry::symlink("climbing", "../../../etc"),
+        Entry::symlink("out", &out),
+        Entry::symlink("up", &up),
+        Entry::symlink("magic", "/proc/self/root"),
+    ];
+    hostile.serve("links", &Image::of(&tarball(&entries)));
+    let name = "hostile.example/links:latest";
+    client.pull(name).await?;
+    let sandbox = host_pod(&node, "links");
+    let pod = client.run_pod(&sandbox).await?;
+    for (sub_path, inside) in [("absolute", true), ("climbing", true), ("out", false), ("up", false), ("magic", false)]
+    {
+        let mut config = container(&sandbox, sub_path, "true");
+        // It has no program to run, so the volume's own image does for the container, too.
+        config.image = Some(image(name));
+        config.mounts = vec![volume(name, "/v", sub_path)];
+        let created = client.create(&pod, &config, &sandbox).await;
+        let message = created.err().map(|status| status.message().to_owned()).unwrap_or_default();
+        ensure!(message.starts_with("ImageVolumeMountFailed: ") != inside, "{sub_path}: {message}");
+    }
+    ensure!(std::fs::read_to_string(canary.join("file"))? == "of the host", "the canary");
+    client.clear().await
+}
