@@ -73,8 +73,9 @@ impl Session {
                 let over = table.over.is_some();
                 let Some(entry) = table.entry(id) else { return Poll::Ready(Err(SpdyError::Closed)) };
                 match (entry.broken, &entry.phase) {
+                    // A peer that replied may have reset it since; that, and what came before, is for the reader to see.
+                    (_, Phase::Open) => Poll::Ready(Ok(())),
                     (Some(broken), _) => Poll::Ready(Err(broken.into_error())),
-                    (None, Phase::Open) => Poll::Ready(Ok(())),
                     _ if over => Poll::Ready(Err(SpdyError::Closed)),
                     _ => {
                         entry.reader = Some(cx.waker().clone());
