@@ -30,6 +30,7 @@ pub struct Config {
     pub cgroup: Cgroup,
     pub network: Network,
     pub image: Image,
+    pub streaming: Streaming,
     pub log: Log,
 }
 
@@ -127,6 +128,25 @@ pub struct Image {
     pub pinned: Vec<String>,
 }
 
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Address and port of the server for exec, attach and port-forward.
+    pub listen: String,
+    /// Host in its URLs; empty: the address in `listen`.
+    pub advertise: String,
+    /// PEM files; empty: no TLS.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// Clients must show a certificate of one of these authorities; empty: none is asked for.
+    pub tls_client_ca: PathBuf,
+    /// A session through which nothing goes for so long is ended, in seconds.
+    pub idle_timeout: u32,
+    /// How long a client may take to open the streams of a session, in seconds.
+    pub creation_timeout: u32,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -188,6 +208,20 @@ impl Default for Image {
             max_concurrent_downloads: 6,
             pull_progress_timeout: 60,
             pinned: Vec::new(),
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".into(),
+            advertise: String::new(),
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            tls_client_ca: PathBuf::new(),
+            idle_timeout: 14_400,
+            creation_timeout: 30,
         }
     }
 }

@@ -62,6 +62,8 @@ pub enum DaemonError {
     Devices(#[from] crate::devices::DeviceError),
     #[error("containers")]
     Container(#[from] ContainerError),
+    #[error(transparent)]
+    Streaming(#[from] crate::streaming::StreamingError),
     #[error("{}: the socket cannot be opened", path.display())]
     Listen { path: PathBuf, source: std::io::Error },
     #[error("the server failed")]

@@ -9,6 +9,7 @@ mod image;
 mod list;
 mod node;
 mod runtime;
+mod sessions;
 mod statistics;
 mod stream;
 mod trace;
@@ -27,6 +28,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::config::Config;
 use crate::image::Images;
 use crate::pod::Pods;
+use crate::streaming::Streaming;
 
 pub use deadline::DeadlineLayer;
 pub use trace::TraceLayer;
@@ -40,6 +42,7 @@ pub struct Services {
     pub pods: Pods,
     pub images: Images,
     pub config: Arc<ArcSwap<Config>>,
+    pub streaming: Streaming,
 }
 
 /// What each request passes, from the last to the first.

@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// Who may use whom beside or above it, and why.
 const SIDEWAYS: &[(&str, &str, &str)] = &[
+    ("rpc", "streaming", "Exec, Attach and PortForward answer with URLs of the streaming server"),
     ("pod", "container", "a pod stops and removes its containers"),
     ("pod", "image", "a pod's driver hands its images on"),
     ("container", "image", "a container begins with a look-up of its image"),

@@ -94,6 +94,34 @@ pub const KEYS: &[Key] = &[
         "A download that moved no byte for this long is given up, in seconds: 1 to 86400.",
     ),
     live("image.pinned", "Images that the kubelet must not collect: names, or globs with `*`."),
+    key(
+        "streaming.listen",
+        "Where the server for exec, attach and port-forward listens: an IP address and a port, 0 for any free one.\n\
+         The kubelet must reach it.",
+    ),
+    key(
+        "streaming.advertise",
+        "Host in the URLs that are given out: a name or an IP address. Empty: the address of `listen`, which must then\n\
+         be a real one, not 0.0.0.0 or [::].",
+    ),
+    key(
+        "streaming.tls_cert",
+        "Certificate chain of the server (PEM); URLs are then https. Empty: no TLS. The file is read anew at SIGHUP.",
+    ),
+    key("streaming.tls_key", "Its key (PEM). Read anew at SIGHUP."),
+    key(
+        "streaming.tls_client_ca",
+        "Authorities (PEM): clients must show a certificate of one of them. Empty: none is asked for. Read anew at SIGHUP.",
+    ),
+    key(
+        "streaming.idle_timeout",
+        "A session through which nothing goes for so long is ended, in seconds: 1 to 604800. Pings do not count.\n\
+         A restart of the daemon ends all sessions; containers run on.",
+    ),
+    key(
+        "streaming.creation_timeout",
+        "How long a client may take to open the streams of a session, in seconds: 1 to 3600.",
+    ),
     live("log.level", "error, warn, info, debug, trace, or a filter as in \"info,cricket::network=debug\"."),
     key("log.format", "The shape of the daemon's own log: \"text\" or \"json\"."),
     key(
@@ -112,6 +140,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("cgroup", "Control groups."),
     ("network", "Pod networks, made by CNI plugins."),
     ("image", "Pulling and keeping images."),
+    ("streaming", "The server behind kubectl exec, attach and port-forward."),
     ("log", "The daemon's log, which goes to standard error, and the containers' logs."),
 ];
 

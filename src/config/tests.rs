@@ -113,13 +113,24 @@ fn values_out_of_bounds_are_refused() {
         ("[network]\nbin_dirs = [\"/ok\", \"no\"]", "network.bin_dirs"),
         ("[image]\nmax_concurrent_downloads = 65", "image.max_concurrent_downloads"),
         ("[image]\npinned = [\"\"]", "image.pinned"),
+        ("[streaming]\nlisten = \"localhost:0\"", "streaming.listen"),
+        ("[streaming]\nlisten = \"127.0.0.1\"", "streaming.listen"),
+        ("[streaming]\nlisten = \"0.0.0.0:10010\"", "streaming.listen"),
+        ("[streaming]\nadvertise = \"http://node\"", "streaming.advertise"),
+        ("[streaming]\nadvertise = \"node:80\"", "streaming.advertise"),
+        ("[streaming]\nadvertise = \"fe80::1%eth0\"", "streaming.advertise"),
+        ("[streaming]\ntls_cert = \"/c.pem\"", "streaming.tls_cert"),
+        ("[streaming]\ntls_client_ca = \"/ca.pem\"", "streaming.tls_cert"),
+        ("[streaming]\ntls_cert = \"c.pem\"\ntls_key = \"/k.pem\"", "streaming.tls_cert"),
+        ("[streaming]\nidle_timeout = 0", "streaming.idle_timeout"),
+        ("[streaming]\ncreation_timeout = 3601", "streaming.creation_timeout"),
         ("[log]\nlevel = \"loud,=\"", "log.level"),
         ("[log]\nmax_line_size = 0", "log.max_line_size"),
     ] {
         let message = error(text);
         assert!(message.contains(&format!("{key} = ")), "{message}");
     }
-    let good = "[cgroup]\nparent = \"pods.slice\"\n[runtime]\ndefault = \"crun\"\n[log]\nlevel = \"info,cricket::pod=debug\"\n";
+    let good = "[streaming]\nlisten = \"[::]:10010\"\nadvertise = \"2001:db8::1\"\n[cgroup]\nparent = \"pods.slice\"\n[runtime]\ndefault = \"crun\"\n[log]\nlevel = \"info,cricket::pod=debug\"\n";
     load(Some(good), &[]).1.unwrap();
 }
 

@@ -1,10 +1,11 @@
 //! Rules that a type cannot hold: absolute paths, ranges, names.
 
 use std::ffi::OsStr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
-use super::{CgroupDriver, Config, Handler};
+use super::{CgroupDriver, Config, Handler, Streaming};
 use crate::sys::cgroup::{Driver, Placement};
 
 /// A value that was refused.
@@ -38,6 +39,7 @@ pub(super) fn check(config: &Config) -> Result<(), Flaw> {
             return Err(flaw("image.pinned", pattern, "a name or a glob of 1 to 512 bytes is wanted"));
         }
     }
+    streaming(&config.streaming)?;
     if let Err(why) = crate::telemetry::check_filter(&config.log.level) {
         return Err(flaw("log.level", &config.log.level, &why.to_string()));
     }
@@ -64,6 +66,40 @@ fn server(config: &Config) -> Result<(), Flaw> {
         return Err(flaw("server.root", &server.root.display().to_string(), &why));
     }
     range("server.max_request_size", server.max_request_size, 16 << 20, 256 << 20)
+}
+
+fn streaming(streaming: &Streaming) -> Result<(), Flaw> {
+    let Ok(address) = streaming.listen.parse::<SocketAddr>() else {
+        let why = "an IP address and a port are wanted, as in \"127.0.0.1:0\" or \"[::1]:10010\"";
+        return Err(flaw("streaming.listen", &streaming.listen, why));
+    };
+    // What a host may be in a URL: a name, or an address without zone.
+    let host = &streaming.advertise;
+    let is_name = |host: &str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+    let is_v6 = |host: &str| host.trim_start_matches('[').trim_end_matches(']').parse::<Ipv6Addr>().is_ok();
+    if host.len() > 253 || !(is_name(host) || is_v6(host)) {
+        return Err(flaw("streaming.advertise", host, "a host name or an IP address is wanted, without a port"));
+    }
+    if address.ip().is_unspecified() && host.is_empty() {
+        let why = "URLs need a host that can be reached: set streaming.advertise, or listen on one address";
+        return Err(flaw("streaming.listen", &streaming.listen, why));
+    }
+    let files = [
+        ("streaming.tls_cert", &streaming.tls_cert),
+        ("streaming.tls_key", &streaming.tls_key),
+        ("streaming.tls_client_ca", &streaming.tls_client_ca),
+    ];
+    let is_set = |path: &Path| !path.as_os_str().is_empty();
+    for (key, path) in files.into_iter().filter(|(_, path)| is_set(path)) {
+        absolute(key, path)?;
+    }
+    let [cert, key, client_ca] = files.map(|(_, path)| is_set(path));
+    if cert != key || (client_ca && !cert) {
+        let why = "streaming.tls_cert and streaming.tls_key are set together, and tls_client_ca only with them";
+        return Err(flaw("streaming.tls_cert", &streaming.tls_cert.display().to_string(), why));
+    }
+    range("streaming.idle_timeout", streaming.idle_timeout, 1, 604_800)?;
+    range("streaming.creation_timeout", streaming.creation_timeout, 1, 3600)
 }
 
 fn runtime(config: &Config) -> Result<(), Flaw> {

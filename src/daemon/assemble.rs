@@ -24,6 +24,7 @@ use crate::spec::HostFacts;
 use crate::state::{Records, Store};
 use crate::stats::{Disks, Sampler};
 use crate::storage::{Storage, StorageOptions};
+use crate::streaming::{Streaming, StreamingOptions, TOKEN_TTL, TlsFiles};
 use crate::sys::cgroup::{Cgroups, Driver};
 use crate::sys::pidfd;
 
@@ -109,7 +110,9 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
     Box::pin(take_over(&pods, records)).await?;
     drop(in_use);
     poll_network(&pods);
-    Ok(Arc::new(Services { pods, images, config: Arc::new(ArcSwap::from_pointee(config.clone())) }))
+    let streaming = Streaming::start(streaming_options(config), Arc::new(pods.clone())).await?;
+    let config = Arc::new(ArcSwap::from_pointee(config.clone()));
+    Ok(Arc::new(Services { pods, images, config, streaming }))
 }
 
 fn cgroups(config: &Config) -> Result<Cgroups, DaemonError> {
@@ -191,6 +194,18 @@ async fn settled(keeper: &Keeper) -> Result<HashMap<String, Held>, DaemonError> 
             return Ok(held);
         }
         tokio::time::sleep(SETTLE_STEP).await;
+    }
+}
+
+fn streaming_options(config: &Config) -> StreamingOptions {
+    let config = &config.streaming;
+    StreamingOptions {
+        listen: config.listen.parse().expect("the configuration was checked"),
+        advertise: config.advertise.clone(),
+        tls: TlsFiles::of(&config.tls_cert, &config.tls_key, &config.tls_client_ca),
+        idle_timeout: Duration::from_secs(config.idle_timeout.into()),
+        creation_timeout: Duration::from_secs(config.creation_timeout.into()),
+        token_ttl: TOKEN_TTL,
     }
 }
 

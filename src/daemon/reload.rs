@@ -36,6 +36,9 @@ async fn apply(daemon: &Daemon, fresh: Config) {
     if let Err(error) = daemon.services.images.reload(&fresh.image) {
         tracing::error!(error = %crate::telemetry::chain(&error), "registries stay as they were");
     }
+    if let Err(error) = daemon.services.streaming.reload().await {
+        tracing::error!(error = %crate::telemetry::chain(&error), "the streaming server's certificates stay as they were");
+    }
     tracing::info!(applied = ?diff.applied, "the configuration was read again");
     if !diff.needs_restart.is_empty() {
         tracing::warn!(keys = ?diff.needs_restart, "these keys take effect at the next start");

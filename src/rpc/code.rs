@@ -13,6 +13,7 @@ use crate::pod::PodError;
 use crate::runtime::{HandlersError, RuntimeError};
 use crate::security::selinux::RelabelError;
 use crate::spec::{self, SpecError};
+use crate::streaming::StreamingError;
 use crate::task::flight::FlightError;
 use crate::telemetry::chain;
 
@@ -153,6 +154,15 @@ impl Coded for PodError {
             Self::Flight(error) => error.code(),
             Self::Shared(error) => error.code(),
             _ => Code::Unknown,
+        }
+    }
+}
+
+impl Coded for StreamingError {
+    fn code(&self) -> Code {
+        match self {
+            Self::TooManyTokens(_) => Code::ResourceExhausted,
+            _ => Code::Internal,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::pod::PodError;
 
 use super::Services;
 use super::code::{status, unimplemented};
-use super::{convert, list, node, statistics, stream};
+use super::{convert, list, node, sessions, statistics, stream};
 
 fn container_error(error: ContainerError) -> Status {
     status(&error)
@@ -217,16 +217,16 @@ impl RuntimeService for Services {
         Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        Err(unimplemented("Exec"))
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        Ok(Response::new(cri::ExecResponse { url: sessions::exec(self, request.into_inner())? }))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        Err(unimplemented("Attach"))
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        Ok(Response::new(cri::AttachResponse { url: sessions::attach(self, request.get_ref())? }))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        Err(unimplemented("PortForward"))
+    async fn port_forward(&self, request: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        Ok(Response::new(cri::PortForwardResponse { url: sessions::port_forward(self, request.get_ref())? }))
     }
 
     async fn stream_pod_sandboxes(

@@ -9,6 +9,7 @@
 //!   node     a daemon in a world: configuration, registry, network, start, kill, restart
 //!     outside            a neighbour on the node's network, and clients of what pods serve
 //!     client, requests   the CRI as a client sees it; sandbox and container configurations
+//!     streaming_client   crictl, SPDY and WebSocket, for what the streaming server serves
 //!     ledger             everything that could be left behind, before and after
 //!   hostile, archive, crafted   a registry and images that misbehave
 //!     canary             what no container may see or change
@@ -23,6 +24,7 @@ mod ledger;
 mod node;
 mod outside;
 mod requests;
+mod streaming_client;
 mod world;
 
 mod bad_layers;
@@ -50,6 +52,8 @@ mod pods;
 mod security_context;
 mod server;
 mod stats;
+mod streaming;
+mod streaming_hostile;
 mod streams;
 mod update;
 mod userns;
