@@ -7,10 +7,24 @@ unchanged() {
     relist=$(relists)
     wait_for 60 relisted $((relist + 5)) || { bad "$1: the kubelet compares its pods with the runtime's" "$relist -> $(relists)"; return; }
     for name in $STANDING; do until_so "$1: $name is Ready" 30 "$name" is_ready "$name"; done
-    is "$1: the runtime has the same containers in the same states" "$(cat "$NODE/logs/ids")" "$(ids)"
-    is "$1: the kubelet shows the same, and no pod was unready meanwhile" "$(cat "$NODE/logs/standing")" "$(standing)"
+    same "$1: the runtime has the same containers in the same states" "$NODE/logs/ids" "$(ids)"
+    same "$1: the kubelet shows the same, and no pod was unready meanwhile" "$NODE/logs/standing" "$(standing)"
     has "$1: the host port answers" "It works" "$(fetch 192.0.2.2 18080)"
     has "$1: logs go on" "started as web-node" "$(logs web side)"
+}
+
+# same WHAT FILE TEXT: the text is the file's; else the difference is shown.
+same() {
+    local text
+    if text=$(diff "$2" - <<<"$3"); then good "$1"; else bad "$1" "$text"; fi
+}
+
+# settled: the kubelet shows for five looks at the runtime the same in $NODE/logs/standing.
+settled() {
+    local relist
+    relist=$(relists)
+    standing >"$NODE/logs/standing"
+    wait_for 60 relisted $((relist + 5)) && standing | cmp - "$NODE/logs/standing"
 }
 
 restarts() {
@@ -21,10 +35,10 @@ restarts() {
 
     kubelet_stop
     kubelet_start || { bad "start the kubelet again" ""; return; }
-    # A kubelet forgets when a pod became ready, and finds it out anew.
-    for name in $STANDING; do until_so "kubelet restart: $name is Ready" 60 "$name" is_ready "$name"; done
-    is "kubelet restart: the same containers" "$(grep -v Ready "$NODE/logs/standing")" "$(standing | grep -v Ready)"
-    standing >"$NODE/logs/standing"
+    # A new kubelet first takes all pods for ready, and then those with probes for unready until these have told.
+    cp "$NODE/logs/standing" "$NODE/logs/earlier"
+    wait_for 90 settled || bad "kubelet restart: the pods settle" "$(standing | diff "$NODE/logs/standing" -)"
+    is "kubelet restart: the same containers" "$(grep -v Ready "$NODE/logs/earlier")" "$(grep -v Ready "$NODE/logs/standing")"
     unchanged "kubelet restart"
 
     node_stop
