@@ -30,6 +30,7 @@ HERE=$(dirname "$0")
 . "$HERE/kubelet/figures.sh"
 
 finish() {
+    [ -n "${ENDED:-}" ] || bad "the script comes to its end" "it was left before"
     if [ -n "${KEEP:-}" ] && [ -n "${NODE:-}" ]; then
         mkdir -p "$KEEP" && cp "$NODE"/logs/* "$KEEP/"
     fi
@@ -131,3 +132,4 @@ tear_down restart
 ROUND=
 node_stop
 is "SIGTERM ends the daemon with code 0" 0 $?
+ENDED=yes

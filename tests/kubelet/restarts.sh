@@ -19,8 +19,8 @@ same() {
     if text=$(diff "$2" - <<<"$3"); then good "$1"; else bad "$1" "$text"; fi
 }
 
-# settled: the kubelet shows for five looks at the runtime the same in $NODE/logs/standing.
-settled() {
+# pods_settled: the kubelet shows for five looks at the runtime the same in $NODE/logs/standing.
+pods_settled() {
     local relist
     relist=$(relists)
     standing >"$NODE/logs/standing"
@@ -37,7 +37,7 @@ restarts() {
     kubelet_start || { bad "start the kubelet again" ""; return; }
     # A new kubelet first takes all pods for ready, and then those with probes for unready until these have told.
     cp "$NODE/logs/standing" "$NODE/logs/earlier"
-    wait_for 90 settled || bad "kubelet restart: the pods settle" "$(standing | diff "$NODE/logs/standing" -)"
+    wait_for 90 pods_settled || bad "kubelet restart: the pods settle" "$(standing | diff "$NODE/logs/standing" -)"
     is "kubelet restart: the same containers" "$(grep -v Ready "$NODE/logs/earlier")" "$(grep -v Ready "$NODE/logs/standing")"
     unchanged "kubelet restart"
 
