@@ -22,8 +22,11 @@ ledger() {
         *) echo "process $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null)" ;;
         esac
     done
+    # A connection to the registry is kept for the next pull, for some seconds.
+    dir=$(ss -Htne dst "$(cat "$NODE/registry/address")" | sed -n 's/.* ino:\([0-9]*\).*/-e socket:[\1]/p')
     for pid in "$DAEMON_PID" $(node_keeper); do
-        find "/proc/$pid/fd" -type l -printf '%l\n' 2>/dev/null |
+        # shellcheck disable=SC2086 # patterns
+        find "/proc/$pid/fd" -type l -printf '%l\n' 2>/dev/null | grep -vxF -e '' $dir |
             sed -e "s/^/fd $([ "$pid" = "$DAEMON_PID" ] && echo daemon || echo keeper) /" -e 's/:\[[0-9]*\]$//'
     done
     find "$NODE/root" "$NODE/state" "$NODE/cni-cache" "$NODE/leases" /run -xdev -printf 'file %y %p\n' 2>/dev/null

@@ -54,6 +54,21 @@ fn features_are_taken_from_what_the_runtime_says() {
     }
 }
 
+#[test]
+fn user_namespaces_are_offered_where_they_were_seen_to_work() {
+    let with = br#"{"linux":{"namespaces":["pid","user"]}}"#.as_slice();
+    for (version, features, wanted) in [
+        ("runc version 1.3.0", Some(with), true),
+        ("runc version 1.3.0", Some(br#"{"linux":{"namespaces":["pid"]}}"#.as_slice()), false),
+        ("youki version: 0.7.0", Some(with), false),
+        ("crun version 1.8.1", None, true),
+        ("crun version 1.8", None, false),
+        ("runsc", None, false),
+    ] {
+        assert_eq!(RuntimeFeatures::parse(version, features).user_namespaces(), wanted, "{version}");
+    }
+}
+
 fn write_program(path: &Path, script: &str) {
     std::fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
