@@ -199,7 +199,8 @@ heard() { jq -r '"\(.containerEventType) \(.containerId)"' "$1" 2>/dev/null; }
 
 events() {
     local file=$NODE/logs/events config text
-    crictl events >"$file" 2>"$NODE/logs/err" &
+    # Not through the function: then the pid would be a shell's, and what it started would outlive it.
+    timeout 120 "$CRICTL" --config "$NODE/crictl.yaml" events >"$file" 2>"$NODE/logs/err" &
     EVENTS_PID=$!
     config=$(pod events '"network": 2, "pid": 1')
     # The subscription has begun once something is heard of.

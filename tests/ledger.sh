@@ -23,7 +23,7 @@ ledger() {
         esac
     done
     # A connection to the registry is kept for the next pull, for some seconds.
-    dir=$(ss -Htne dst "$(cat "$NODE/registry/address")" | sed -n 's/.* ino:\([0-9]*\).*/-e socket:[\1]/p')
+    dir=$(ss -Htne dst "$(cat "$NODE/registry/address")" 2>/dev/null | sed -n 's/.* ino:\([0-9]*\).*/-e socket:[\1]/p')
     for pid in "$DAEMON_PID" $(node_keeper); do
         # shellcheck disable=SC2086 # patterns
         find "/proc/$pid/fd" -type l -printf '%l\n' 2>/dev/null | grep -vxF -e '' $dir |
