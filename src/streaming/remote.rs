@@ -71,7 +71,9 @@ pub async fn over_spdy(
         Ok(collected) => collected?,
         Err(_) => return Err(OpenError::Late { missing: missing(&found).join(", "), after: clock }),
     }
-    let closers = found[1..4].iter().flatten().map(|stream| Box::new(stream.clone()) as Writer).collect();
+    // Each of them ends with a FIN, which follows the reply that its opener waits for. A stream that is dropped is reset, and
+    // a command that fails at once could have its terminal's sizes reset before that reply: clients take that for a refusal.
+    let closers = found[1..].iter().flatten().map(|stream| Box::new(stream.clone()) as Writer).collect();
     let [error, stdin, stdout, stderr, resize] = found;
     let writer = |stream: Option<Shared>| stream.map(|stream| Box::new(stream) as Writer);
     let reader = |stream: Option<Shared>| stream.map(|stream| Box::new(stream) as Reader);

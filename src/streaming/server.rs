@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE};
@@ -46,9 +46,13 @@ const MAX_HEADERS: usize = 64;
 /// Pause after a connection could not be accepted: without descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time between two warnings of a flood.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
+
 /// Takes connections for as long as the daemon lives.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut pending: VecDeque<AbortHandle> = VecDeque::new();
+    let mut warned = None;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -64,7 +68,11 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         if pending.len() >= MAX_PENDING
             && let Some(oldest) = pending.pop_front()
         {
-            tracing::warn!("too many streaming connections without a token: the oldest is closed");
+            // A flood of connections is not to become a flood of lines.
+            if warned.is_none_or(|at: Instant| at.elapsed() >= WARN_PAUSE) {
+                tracing::warn!("too many streaming connections without a token: the oldest are closed");
+                warned = Some(Instant::now());
+            }
             oldest.abort();
         }
         let task = crate::task::spawn("streaming", connection(stream, peer, shared.clone()));

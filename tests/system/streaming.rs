@@ -9,10 +9,10 @@ use tonic::Code;
 use crate::client::{Client, refused};
 use crate::ledger::Ledger;
 use crate::lifecycle::host_node;
-use crate::node::Node;
-use crate::requests::{BUSYBOX, container, pod};
+use crate::node::{Node, Setup};
+use crate::requests::{BUSYBOX, container, host_pod, pod};
 use crate::streaming_client::{Session, attach_url, crictl, exec_url, forward_url, kill_crictl, noise, run_crictl};
-use crate::world::{PATIENCE, eventually};
+use crate::world::{PATIENCE, World, eventually};
 
 crate::per_runtime!(
     exec_with_crictl,
@@ -22,7 +22,12 @@ crate::per_runtime!(
     forwarding_with_crictl,
     a_client_that_is_killed_ends_its_command
 );
-crate::once!(many_sessions, what_cannot_be, a_restart_ends_sessions_and_nothing_else);
+crate::once!(
+    many_sessions,
+    what_cannot_be,
+    a_restart_ends_sessions_and_nothing_else,
+    certificates_of_both_sides_and_new_ones
+);
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
@@ -302,5 +307,89 @@ async fn a_restart_ends_sessions_and_nothing_else() -> Result<()> {
     let url = exec_url(&client, &id, &["echo", "again"], "o").await?;
     let (out, verdict) = Session::open(&node, &url, "o").await?.finish().await?;
     ensure!(out == "again\n" && verdict.contains("Success"), "{out} {verdict}");
+    Ok(())
+}
+
+/// An authority, and a certificate by it for the server and for a client, in the node's folder: `NAME-*.pem`.
+async fn certificates(node: &Node, name: &str) -> Result<()> {
+    let script = "cd \"$1\"
+        request() { openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout \"$n-$1-key.pem\" -subj \"/CN=$1\" \"${@:2}\"; }
+        n=$2
+        request ca -x509 -days 2 -out \"$n-ca.pem\"
+        printf 'subjectAltName=DNS:node.example,IP:127.0.0.1\n' >\"$n-san\"
+        for who in server client; do
+            request $who -out \"$n-$who.csr\"
+            openssl x509 -req -days 2 -in \"$n-$who.csr\" -CA \"$n-ca.pem\" -CAkey \"$n-ca-key.pem\" -set_serial $RANDOM \\
+                -extfile \"$n-san\" -out \"$n-$who.pem\"
+        done";
+    let folder = node.path("").to_string_lossy().into_owned();
+    node.world.must("bash", &["-ec", script, "certificates", &folder, name]).await?;
+    Ok(())
+}
+
+async fn certificates_of_both_sides_and_new_ones() -> Result<()> {
+    let mut setup = Setup::new("crun");
+    let world = World::new().await?;
+    let file = |name: &str| world.folder().join(name).to_string_lossy().into_owned();
+    let (cert, key, authority) = (file("cert.pem"), file("key.pem"), file("authority.pem"));
+    for (name, path) in
+        [("streaming.tls_cert", &cert), ("streaming.tls_key", &key), ("streaming.tls_client_ca", &authority)]
+    {
+        setup.keys.push((name, path.clone().into()));
+    }
+    let mut node = Node::prepare(world, setup).await?;
+    let install = |node: &Node, name: &str| -> Result<()> {
+        for (from, to) in [("server", "cert"), ("server-key", "key"), ("ca", "authority")] {
+            std::fs::copy(node.path(&format!("{name}-{from}.pem")), node.path(&format!("{to}.pem")))?;
+        }
+        Ok(())
+    };
+    certificates(&node, "old").await?;
+    certificates(&node, "new").await?;
+    install(&node, "old")?;
+    let client = node.launch().await?;
+    client.pull(BUSYBOX).await?;
+    let sandbox = host_pod(&node, "pod");
+    let pod = client.run_pod(&sandbox).await?;
+    let id = client.run(&pod, &container(&sandbox, "idle", "sleep 100000"), &sandbox).await?;
+    let url = exec_url(&client, &id, &["true"], "o").await?;
+    ensure!(url.starts_with("https://127.0.0.1:"), "{url}");
+    let run = async |transport: &str, name: &str, own: bool| {
+        let [ca, cert, key] = ["ca", "client", "client-key"]
+            .map(|kind| node.path(&format!("{name}-{kind}.pem")).to_string_lossy().into_owned());
+        let mut words = vec!["exec", "--transport", transport, "--tls-ca", &ca, "--tls-server-name", "node.example"];
+        if own {
+            words.extend(["--tls-cert", &cert, "--tls-key", &key]);
+        }
+        words.extend([&id, "sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; echo end"]);
+        run_crictl(&node, &words, None).await
+    };
+    for transport in TRANSPORTS {
+        let done = run(transport, "old", true).await?;
+        ensure!(done.status.success() && done.stdout.len() == 3_000_004, "{transport}: {}", done.stderr);
+        let done = run(transport, "old", false).await?;
+        ensure!(!done.status.success() && done.stdout.is_empty(), "{transport}: no certificate, but served");
+        let done = run(transport, "new", true).await?;
+        ensure!(!done.status.success() && done.stdout.is_empty(), "{transport}: another authority's, but served");
+    }
+    install(&node, "new")?;
+    node.reload().await?;
+    eventually("the new certificates are in use", PATIENCE, async || {
+        let done = run("spdy", "new", true).await?;
+        ensure!(done.status.success() && done.stdout.ends_with("end\n"), "{}", done.stderr);
+        Ok(())
+    })
+    .await?;
+    ensure!(!run("websocket", "old", true).await?.status.success(), "the old authority is still trusted");
+    // What cannot be used leaves the old ones in force.
+    std::fs::write(node.path("cert.pem"), "nothing")?;
+    node.reload().await?;
+    eventually("the flaw is reported", PATIENCE, async || {
+        ensure!(node.log().contains("certificates stay as they were"), "not yet");
+        Ok(())
+    })
+    .await?;
+    let done = run("websocket", "new", true).await?;
+    ensure!(done.status.success(), "{}", done.stderr);
     Ok(())
 }
