@@ -103,6 +103,8 @@ impl Place {
             kernel: cricket::security::probe().unwrap(),
             devices: cricket::devices::host_devices().unwrap(),
         };
+        // As the daemon makes it: an empty folder for a root file system is all that it holds.
+        std::fs::create_dir_all(at("shelf/rootfs")).unwrap();
         let resources = Resources {
             keeper: keeper.clone(),
             runtimes: ArcSwap::from_pointee(Runtimes { handlers, config: runtime_config.handlers }),
