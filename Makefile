@@ -22,7 +22,7 @@ deps: ## Install what the tests need, from Debian (as root)
 build: ## The debug build that the system lane uses
 	@$(ENV) && need_cargo && cargo build
 
-tools: ## crictl, critest and our own tools into critest/bin
+tools: ## crictl, critest, the current CNI plugins and our own tools into critest/bin
 	@$(ENV) && need_go && $(MAKE) -s -C critest tools
 
 images: ## The test images into critest/images/out, from Debian packages
