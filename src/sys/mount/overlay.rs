@@ -25,6 +25,10 @@ const MAX_OPTIONS: usize = 4000;
 /// copies trust attributes that must not be trusted in layers from elsewhere; redirects of such layers are not followed.
 const FIXED_OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")];
 
+/// For a writable layer that nobody reads after a power cut: without it the unmount writes out all that is dirty on the file
+/// system below, whoever wrote it (Linux 5.10, docs/decisions/036).
+const VOLATILE: &str = "volatile";
+
 /// What to mount.
 #[derive(Debug, Clone)]
 pub struct Overlay {
@@ -129,6 +133,11 @@ impl Overlay {
         if let Some(Writable { upper, work }) = &self.writable {
             set(config.as_fd(), "upperdir", upper, &mut held)?;
             set(config.as_fd(), "workdir", work, &mut held)?;
+            rustix::mount::fsconfig_set_flag(&config, VOLATILE).map_err(|source| OverlayError::Option {
+                option: VOLATILE.to_owned(),
+                kernel: kernel_says(config.as_fd()),
+                source: source.into(),
+            })?;
         }
         for (key, value) in FIXED_OPTIONS {
             rustix::mount::fsconfig_set_string(&config, key, value).map_err(|source| OverlayError::Option {
@@ -151,11 +160,14 @@ impl Overlay {
     /// their descriptors, from a thread that stands in `/proc/self/fd`.
     fn mount_with_options(&self, target: &Path) -> Result<(), OverlayError> {
         self.check()?;
-        let fixed: String = FIXED_OPTIONS.iter().fold(String::new(), |mut text, (key, value)| {
+        let mut fixed: String = FIXED_OPTIONS.iter().fold(String::new(), |mut text, (key, value)| {
             let _ = write!(text, ",{key}={value}");
             text
         });
         let writable = self.writable.as_ref();
+        if writable.is_some() && kernel_is_at_least(5, 10) {
+            let _ = write!(fixed, ",{VOLATILE}");
+        }
         let mut options = by_path(&self.lower, writable.map(|own| (own.upper.as_path(), own.work.as_path())));
         options.extend_from_slice(fixed.as_bytes());
         let special = |path: &Path| path.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte));
@@ -263,8 +275,12 @@ fn kernel_says(config: BorrowedFd<'_>) -> String {
 
 /// Whether the kernel knows `lowerdir+`: since 6.7.
 fn takes_layers_one_by_one() -> bool {
+    kernel_is_at_least(6, 7)
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
     let name = rustix::system::uname();
-    at_least(&name.release().to_string_lossy(), 6, 7)
+    at_least(&name.release().to_string_lossy(), major, minor)
 }
 
 fn at_least(release: &str, major: u32, minor: u32) -> bool {
@@ -310,7 +326,7 @@ mod tests {
         for path in [&upper, &work, &target] {
             std::fs::create_dir(path)?;
         }
-        let overlay = Overlay { lower, writable: Some(Writable { upper: upper.clone(), work }) };
+        let overlay = Overlay { lower, writable: Some(Writable { upper: upper.clone(), work: work.clone() }) };
         if new {
             overlay.mount_with_fsopen(&target)?
         } else {
@@ -320,6 +336,8 @@ mod tests {
         assert_eq!(std::fs::read_dir(&target)?.count(), 201);
         std::fs::write(target.join("written"), "")?;
         assert!(upper.join("written").exists());
+        // The mark by which the kernel knows such a layer (its Documentation/filesystems/overlayfs.rst).
+        assert!(work.join("work/incompat/volatile").exists(), "the layer is volatile");
         assert!(super::super::detach(&target)?);
         Ok(())
     }
