@@ -7,7 +7,7 @@
 set -u
 RUNTIME=${1:-crun}
 if [ -z "${CRICKET_LANE:-}" ]; then
-    CRICKET_LANE=1 exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
+    exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
 fi
 # shellcheck source=tests/node.sh
 . "$(dirname "$0")/node.sh"
@@ -184,12 +184,21 @@ statistics() {
     has "metricsp: the pod's link" "container_network_receive_bytes_total" "$text"
 }
 
+# memory_limit CGROUP: that of a cgroup below the node's parent, on cgroup v2 or v1.
+memory_limit() {
+    local file
+    for file in "/sys/fs/cgroup$PARENT/$1/memory.max" "/sys/fs/cgroup/memory$PARENT/$1/memory.limit_in_bytes"; do
+        [ ! -e "$file" ] || { cat "$file"; return; }
+    done
+    echo "$1 has no limit on memory"
+}
+
 updates() {
     local text
     holds "update" crictl update --cpu-share 256 --memory 134217728 "$WEB"
     is "update: the limits are shown" "256 134217728" \
         "$(crictl inspect "$WEB" 2>/dev/null | jq -r '.status.resources.linux | "\(.cpuShares) \(.memoryLimitInBytes)"')"
-    is "update: the limit is in force" 134217728 "$(cat /sys/fs/cgroup/memory"$PARENT"/pods/cricket-"$WEB"/memory.limit_in_bytes 2>&1)"
+    is "update: the limit is in force" 134217728 "$(memory_limit "pods/cricket-$WEB")"
     text=$(crictl update --cpu-quota 5 "$WEB" 2>&1) && text="no error"
     has "update: what makes no sense is refused by name" "cpu_quota 5" "$text"
 }
