@@ -3,7 +3,7 @@
 set -eu
 RUNTIME=${1:-crun}
 if [ -z "${CRICKET_LANE:-}" ]; then
-    CRICKET_LANE=1 exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
+    exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
 fi
 CRICKET=${CRICKET:-$(cd "$(dirname "$0")/.." && pwd)/target/release/cricket}
 LOG_LEVEL=${LOG_LEVEL:-warn}

@@ -9,7 +9,7 @@
 set -u
 RUNTIME=${1:-crun}
 if [ -z "${CRICKET_LANE:-}" ]; then
-    CRICKET_LANE=1 exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
+    exec "$(dirname "$0")/in-lane.sh" "$0" "$@"
 fi
 HERE=$(dirname "$0")
 # shellcheck source=tests/node.sh

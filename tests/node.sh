@@ -29,10 +29,11 @@ wait_for() {
 # Makes $NODE, starts the registry and writes every configuration file.
 node_prepare() {
     node_need
-    NODE=$(mktemp -d /tmp/cricket-node.XXXXXX)
+    # By these names in-lane.sh finds what is left, should this script be killed.
+    NODE=$(mktemp -d "/tmp/$CRICKET_LANE-XXXXXX")
     # As /run is: the root of a pod's user namespace must be able to walk to what is prepared for it.
     chmod 711 "$NODE"
-    PARENT=/cricket-$(basename "$NODE" | tr -d .)
+    PARENT=/$(basename "$NODE")
     SOCKET=$NODE/state/cricket.sock
     mkdir -p "$NODE"/{root,state,conf.d,cni,cni-cache,leases,logs,registry}
     # The bundles live on a tmpfs, as below /run.

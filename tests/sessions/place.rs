@@ -48,7 +48,9 @@ pub struct Place {
 
 impl Place {
     pub async fn new(runtime: &'static str) -> Self {
-        let dir = tempfile::Builder::new().prefix("cricket-sessions-").tempdir_in("/tmp").unwrap();
+        // By this name the lane finds the folder and the cgroups, should the tests be killed.
+        let prefix = format!("{}-", std::env::var("CRICKET_LANE").unwrap_or_else(|_| "cricket".to_owned()));
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in("/tmp").unwrap();
         for folder in ["root", "state/k8s.io", "state/ns", "state/pods", "cni", "logs", "leases"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
         }

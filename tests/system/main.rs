@@ -44,6 +44,7 @@ mod full_disk;
 mod hostports;
 mod image_volumes;
 mod images;
+mod lane;
 mod lifecycle;
 mod logs;
 mod mounts;

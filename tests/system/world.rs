@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 /// How long anything that ought to happen may take. Generous: the machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +55,13 @@ pub struct World {
     folder: Option<tempfile::TempDir>,
 }
 
+/// The child of a process that has one.
+fn only_child(parent: u32) -> Result<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    let child = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+    child.with_context(|| format!("the process {parent} has no child"))
+}
+
 /// The top of the source tree.
 pub fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -64,12 +71,14 @@ impl World {
     /// Makes the namespaces and waits until they are furnished.
     pub async fn new() -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "the system lane needs root: make system-test");
+        // By this name the lane around the tests finds the folder and the cgroups, should the tests be killed.
+        let around = std::env::var("CRICKET_LANE").unwrap_or_else(|_| "cricket".to_owned());
         let folder =
-            tempfile::Builder::new().prefix("cricket-lane-").tempdir_in("/tmp").context("a folder below /tmp")?;
+            tempfile::Builder::new().prefix(&format!("{around}-")).tempdir_in("/tmp").context("a folder below /tmp")?;
         // As /run is: the root of a pod's user namespace must be able to walk to the shelf.
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let ready = folder.path().join("ready");
-        let mut lane = command(top().join("tests/in-lane.sh"))
+        let lane = command(top().join("tests/in-lane.sh"))
             .args(["sh", "-c", "touch \"$1\"; exec sleep infinity", "lane"])
             .arg(&ready)
             .spawn()
@@ -79,12 +88,9 @@ impl World {
             Ok(())
         })
         .await?;
-        let unshare = lane.id().context("the lane ended")?;
-        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
-        let Some(init) = children.split_whitespace().next().and_then(|pid| pid.parse().ok()) else {
-            let _ = lane.start_kill();
-            bail!("unshare with pid {unshare} has no child");
-        };
+        // The script waits for unshare, and unshare for the first process inside.
+        let script = lane.id().context("the lane ended")?;
+        let init = only_child(script).and_then(only_child)?;
         let tail = folder.path().file_name().and_then(|name| name.to_str()).context("the folder's name")?;
         let parent = format!("/{}", tail.replace('.', "-"));
         Ok(Self { lane, init, parent, folder: Some(folder) })
