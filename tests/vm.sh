@@ -5,12 +5,16 @@
 #
 # The guest is Debian 12 with its cloud kernel (6.1); tests/vm/base.sh makes it once, into VM_CACHE (~/.cache/cricket-vm). Each
 # run gets a second disk with the debug build, the tools, the images and the scripts, and writes its results to a third one.
-# It has no network. RUNTIMES (crun) are those that critest is run with; TEST picks tests of the system lane. The guest's
-# console is in target/vm/console.log, everything else it wrote in target/vm/results. The last line has the counts.
+# It has no network. RUNTIMES (crun runc) are those that critest is run with; TEST picks tests of the system lane, of which
+# else those run that have to do with the kernel. The guest's console is in target/vm/console.log, everything else it wrote in
+# target/vm/results, or below VM_OUT. The last line has the counts.
 set -eu
 TOP=$(cd "$(dirname "$0")/.." && pwd)
 CACHE=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cricket-vm}
-OUT=$TOP/target/vm
+OUT=${VM_OUT:-$TOP/target/vm}
+# Cgroups, namespaces, mounts and the network of another kernel. A registry or a request is read there as it is here.
+KERNEL_TESTS='crash:: cve_node:: devices:: dual_stack:: events:: exec:: full_disk:: hostports:: image_volumes:: lifecycle:: logs:: mounts::
+    pods:: security_context:: stats:: streams:: update:: userns::'
 # The whole run; everything inside has a shorter clock of its own.
 LIMIT=${VM_LIMIT:-90m}
 
@@ -45,8 +49,8 @@ for file in "$OUT/payload/top/target/debug/cricket" "$OUT/payload/system"; do [ 
 {
     echo "TOP=$TOP"
     echo "STEPS='${*:-service critest crictl system}'"
-    echo "RUNTIMES='${RUNTIMES:-crun}'"
-    echo "TEST='${TEST:-}'"
+    echo "RUNTIMES='${RUNTIMES:-crun runc}'"
+    echo "TEST='${TEST:-$KERNEL_TESTS}'"
     # The guest has no clock that it could trust.
     echo "date -s @$(date +%s) >/dev/null"
 } >"$OUT/payload/settings"
@@ -55,6 +59,7 @@ rm -rf --one-file-system "$OUT/payload"
 truncate -s 256M "$OUT/results.img"
 
 started=$SECONDS
+code=0
 # The base is never written to: snapshot=on keeps the guest's changes in a temporary file.
 disk() { printf 'file=%s,if=virtio,format=raw,cache=unsafe,%s' "$1" "$2"; }
 TMPDIR=$OUT timeout -k 10 "$LIMIT" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "${VM_MEMORY:-4G}" \
@@ -62,7 +67,7 @@ TMPDIR=$OUT timeout -k 10 "$LIMIT" qemu-system-x86_64 -accel tcg,thread=multi -c
     -kernel "$BASE/vmlinuz" -initrd "$BASE/initrd.img" \
     -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 systemd.show_status=0 random.trust_cpu=on" \
     -drive "$(disk "$BASE/root.img" snapshot=on)" -drive "$(disk "$OUT/payload.img" snapshot=on)" \
-    -drive "$(disk "$OUT/results.img" snapshot=off)" </dev/null || echo "vm.sh: QEMU ended with $?"
+    -drive "$(disk "$OUT/results.img" snapshot=off)" </dev/null || code=$?
 tar -C "$OUT/results" -xf "$OUT/results.img" 2>/dev/null || true
 rm -f "$OUT/payload.img" "$OUT/results.img"
 
@@ -72,6 +77,8 @@ if [ ! -f "$OUT/results/summary" ]; then
     echo "vm: 0 passed, 1 failed, 0 skipped"
     exit 1
 fi
+# The steps before the end have left theirs.
+[ $code = 0 ] || echo "QEMU ended with $code: 0 passed, 1 failed, 0 skipped" >>"$OUT/results/summary"
 cat "$OUT/results/summary"
 awk -v seconds=$((SECONDS - started)) '/ [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { p += $(NF - 5); f += $(NF - 3); s += $(NF - 1) }
     END { printf "vm (%d s): %d passed, %d failed, %d skipped\n", seconds, p, f, s; exit f > 0 || p == 0 }' "$OUT/results/summary"

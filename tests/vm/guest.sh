@@ -77,11 +77,20 @@ step_crictl() {
 }
 
 step_system() {
+    local log=$RESULTS/system.log
+    : >"$log"
     # shellcheck disable=SC2086 # names of tests
-    limited 3600 system.log "$TOP/tests/in-lane.sh" /payload/system --ignored --test-threads 2 $TEST
+    limited 3600 system.log "$TOP/tests/in-lane.sh" /payload/system --ignored --test-threads 2 $TEST &
+    local run=$!
+    # Whoever watches the console sees how far it is.
+    tail -n +1 -f --pid=$run "$log" | grep --line-buffered -E '^test .*::' |
+        awk '{ n++ } / FAILED$/ || n % 20 == 0 { print n ": " $0; fflush() }'
+    wait $run
     summary "system: $(awk '/^test result: / { print $4 " passed, " $6 " failed, 0 skipped"; found = 1 }
-        END { if (!found) print "0 passed, 1 failed, 0 skipped" }' "$RESULTS/system.log")"
-    grep -E '^test .* FAILED$' "$RESULTS/system.log" | sed 's/^/    /' | tee -a "$RESULTS/summary"
+        END { if (!found) print "0 passed, 1 failed, 0 skipped" }' "$log")"
+    # Each one that failed, with the first lines of what it said.
+    awk '/^---- .* stdout ----$/ { said = 0; name = $2 } name && said++ < 12 { print "    " $0 } /^failures:$/ { name = "" }' "$log" |
+        tee -a "$RESULTS/summary"
 }
 
 collect() {
@@ -91,13 +100,15 @@ collect() {
     tar -C "$RESULTS" -cf /dev/vdc .
     sync
 }
-trap collect EXIT
 
 say "systemd $(systemctl --version | head -n 1), kernel $(uname -r), $(crun --version | head -n 1), $(runc --version | head -n 1)"
 say "cgroup: $(stat -f -c %T /sys/fs/cgroup), AppArmor: $(cat /sys/module/apparmor/parameters/enabled)"
 install_cricket
+collect
 for step in $STEPS; do
     say "step $step"
     "step_$step"
+    # Each time, so that a run which is cut off leaves what it has.
+    collect
 done
 say "done"
