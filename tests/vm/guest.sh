@@ -77,14 +77,16 @@ step_crictl() {
 }
 
 step_system() {
-    local log=$RESULTS/system.log
+    local log=$RESULTS/system.log n=0
     : >"$log"
     # shellcheck disable=SC2086 # names of tests
     limited 3600 system.log "$TOP/tests/in-lane.sh" /payload/system --ignored --test-threads 2 $TEST &
     local run=$!
     # Whoever watches the console sees how far it is.
-    tail -n +1 -f --pid=$run "$log" | grep --line-buffered -E '^test .*::' |
-        awk '{ n++ } / FAILED$/ || n % 20 == 0 { print n ": " $0; fflush() }'
+    tail -n +1 -f --pid=$run "$log" | grep --line-buffered -E '^test .*::' | while IFS= read -r line; do
+        n=$((n + 1))
+        case $line in *FAILED) echo "$n: $line" ;; *) [ $((n % 10)) != 0 ] || echo "$n: $line" ;; esac
+    done
     wait $run
     summary "system: $(awk '/^test result: / { print $4 " passed, " $6 " failed, 0 skipped"; found = 1 }
         END { if (!found) print "0 passed, 1 failed, 0 skipped" }' "$log")"
