@@ -121,6 +121,10 @@ pub struct Image {
     pub registries_conf: PathBuf,
     pub registries_conf_dir: PathBuf,
     pub certs_d: Vec<PathBuf>,
+    pub auth_file: PathBuf,
+    pub auth_dir: PathBuf,
+    pub signature_policy: PathBuf,
+    pub signature_policy_dir: PathBuf,
     pub max_concurrent_downloads: u32,
     /// A download that moved no byte for this long is given up, in seconds.
     pub pull_progress_timeout: u32,
@@ -204,7 +208,13 @@ impl Default for Image {
         Self {
             registries_conf: "/etc/containers/registries.conf".into(),
             registries_conf_dir: "/etc/containers/registries.conf.d".into(),
-            certs_d: vec!["/etc/containers/certs.d".into(), "/etc/containerd/certs.d".into()],
+            certs_d: ["/etc/containers/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
+                .map(Into::into)
+                .to_vec(),
+            auth_file: "/etc/containers/auth.json".into(),
+            auth_dir: "/etc/cricket/auth".into(),
+            signature_policy: "/etc/containers/policy.json".into(),
+            signature_policy_dir: "/etc/cricket/policies".into(),
             max_concurrent_downloads: 6,
             pull_progress_timeout: 60,
             pinned: Vec::new(),

@@ -20,18 +20,23 @@ pub mod config;
 mod database;
 pub mod document;
 pub mod error;
+mod explain;
 mod find;
 mod flights;
 mod import;
 pub mod layers;
 mod pins;
 pub mod platform;
+pub mod policy;
 mod pull;
 mod record;
 pub mod reference;
 pub mod registries;
 pub mod registry;
+mod rules;
+mod stamps;
 mod table;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +48,7 @@ use tokio::sync::Semaphore;
 
 pub use config::{ImageConfig, ImageUser, UserError};
 pub use error::{ErrorKind, ImageError};
+pub use explain::{Explanation, Step};
 pub use layers::LayerStore;
 pub use record::ImageRecord;
 
@@ -52,9 +58,9 @@ use self::pins::Pins;
 use self::platform::Platform;
 use self::pull::{LayerResult, PullKey};
 use self::reference::Reference;
-use self::registries::Registries;
+use self::registry::Patience;
 use self::registry::auth::Credentials;
-use self::registry::{Clients, Patience};
+use self::rules::Rules;
 use self::table::Table;
 use crate::config::Image as ImageSettings;
 use crate::storage::Digest;
@@ -96,13 +102,16 @@ pub struct Images(Arc<Inner>);
 struct Settings {
     patience: Patience,
     platform: Platform,
+    /// Logins of the node, and of namespaces.
+    auth_file: PathBuf,
+    auth_dir: PathBuf,
 }
 
 struct Inner {
     root: PathBuf,
     layers: Arc<dyn LayerStore>,
     table: Table,
-    clients: Arc<Clients>,
+    rules: Rules,
     settings: ArcSwap<Settings>,
     downloads: Semaphore,
     pulls: Flights<PullKey, Result<Arc<ImageRecord>, ImageError>>,
@@ -131,7 +140,7 @@ impl Images {
 
     fn open_blocking(options: ImagesOptions, layers: Arc<dyn LayerStore>) -> Result<Self, ImageError> {
         let ImagesOptions { root, config } = options;
-        let registries = Registries::load(&config.registries_conf, &config.registries_conf_dir)?;
+        let rules = Rules::open(&config)?;
         let (table, notes) = Table::open(&root, Pins::new(&config.pinned), layers.as_ref())?;
         import::sweep(&root)?;
         for note in &notes {
@@ -143,7 +152,7 @@ impl Images {
             root,
             layers,
             table,
-            clients: Arc::new(Clients::new(config.certs_d.clone(), registries)),
+            rules,
             settings: ArcSwap::from_pointee(Settings::of(&config)),
             downloads: Semaphore::new(downloads.min(Semaphore::MAX_PERMITS)),
             pulls: Flights::default(),
@@ -177,7 +186,7 @@ impl Images {
     /// # Errors
     /// [`ImageError::Ambiguous`] names the candidates; [`ImageError::Reference`] when it is neither.
     pub fn find(&self, reference: &str) -> Result<Option<Arc<ImageRecord>>, ImageError> {
-        find::find(&self.0.table.snapshot(), reference)
+        find::find(&self.0.table.snapshot(), &self.0.rules.clients().registries(), reference)
     }
 
     /// Pulls an image, or joins the same pull in flight. It goes on while anybody waits for it.
@@ -185,14 +194,20 @@ impl Images {
     /// # Errors
     /// Any [`ImageError`]; one whose text begins with `RegistryUnavailable: ` when no registry could be reached.
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<ImageRecord>, ImageError> {
-        let reference = Reference::parse(&request.reference)?;
+        // Without regard to other places that a short name may stand for: the kubelet chose the credentials for this one.
+        let plain = Reference::parse(&request.reference)?;
+        let namespace = request.namespace.filter(|namespace| !namespace.is_empty());
+        namespace.as_deref().map_or(Ok(()), rules::check_namespace)?;
         let credentials = match &request.auth {
             None => None,
-            Some(auth) => Credentials::from_cri(auth, reference.host())
-                .map_err(|reason| ImageError::Credentials(reference.name(), reason))?,
+            Some(auth) => Credentials::from_cri(auth, plain.host())
+                .map_err(|reason| ImageError::Credentials(plain.name(), reason))?,
         };
-        let name = reference.to_string();
-        let key = PullKey { reference, credentials, namespace: request.namespace };
+        let inner = self.0.clone();
+        task::blocking(move || inner.rules.refresh()).await;
+        let names = self.0.rules.clients().registries().names_to_pull(&request.reference)?;
+        let name = plain.to_string();
+        let key = PullKey { names, credentials, namespace };
         let (inner, work) = (self.0.clone(), key.clone());
         let mut waiter = self.0.pulls.join("image-pull", key, move || pull::run(inner, work));
         waiter.wait().await.unwrap_or(Err(ImageError::Lost { reference: name }))
@@ -210,6 +225,22 @@ impl Images {
         let inner = self.0.clone();
         task::spawn("image-collect", task::blocking(move || inner.collect()));
         Ok(())
+    }
+
+    /// Sentences about files of registries, policies and certificates that cannot be used as they are now.
+    #[must_use]
+    pub fn unusable_files(&self) -> Arc<Vec<String>> {
+        self.0.rules.bad()
+    }
+
+    /// What a pull of a name would ask, in order, and why. Nothing is sent. Blocks for some file reads.
+    ///
+    /// # Errors
+    /// Those of [`Images::pull`] that come before anybody is asked.
+    pub fn explain(&self, reference: &str, namespace: Option<&str>) -> Result<Vec<Explanation>, ImageError> {
+        namespace.map_or(Ok(()), rules::check_namespace)?;
+        self.0.rules.refresh();
+        explain::explain(&self.0, reference, namespace)
     }
 
     /// The file system of images, as measured after the last change.
@@ -235,8 +266,7 @@ impl Images {
     /// # Errors
     /// [`ImageError::Registries`]: the old rules then stay in force.
     pub fn reload(&self, config: &ImageSettings) -> Result<(), ImageError> {
-        let registries = Registries::load(&config.registries_conf, &config.registries_conf_dir)?;
-        self.0.clients.reload(registries);
+        self.0.rules.reload(config)?;
         self.0.settings.store(Arc::new(Settings::of(config)));
         self.0.table.repin(Pins::new(&config.pinned));
         Ok(())
@@ -246,7 +276,12 @@ impl Images {
 impl Settings {
     fn of(config: &ImageSettings) -> Self {
         let progress = Duration::from_secs(u64::from(config.pull_progress_timeout.max(1)));
-        Self { patience: Patience::new(progress), platform: Platform::host() }
+        Self {
+            patience: Patience::new(progress),
+            platform: Platform::host(),
+            auth_file: config.auth_file.clone(),
+            auth_dir: config.auth_dir.clone(),
+        }
     }
 }
 

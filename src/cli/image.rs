@@ -1,10 +1,10 @@
-//! `cricket image ls|pull|import|rm`.
+//! `cricket image ls|pull|explain|import|rm`.
 
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use cri_proto::cricket::v1::ImportImageRequest;
 use cri_proto::cricket::v1::node_client::NodeClient;
+use cri_proto::cricket::v1::{ExplainImageRequest, ExplainedName, ImportImageRequest};
 use cri_proto::runtime::v1::image_service_client::ImageServiceClient;
 use cri_proto::runtime::v1::{ImageSpec, ListImagesRequest, PullImageRequest, RemoveImageRequest};
 
@@ -16,6 +16,13 @@ pub(super) enum Command {
     Ls,
     /// Pull an image from its registry.
     Pull { reference: String },
+    /// Show where a pull would look for an image, in order, with the file and line that says so. Nothing is sent.
+    Explain {
+        reference: String,
+        /// Namespace of the pod that would use it: it may have logins and a policy of its own.
+        #[arg(long, default_value = "")]
+        namespace: String,
+    },
     /// Add the images of an OCI layout: a folder, or a tar of one.
     Import {
         path: PathBuf,
@@ -49,6 +56,16 @@ pub(super) async fn run(socket: &Path, command: Command) -> Result<(), CommandEr
             let request = PullImageRequest { image, ..PullImageRequest::default() };
             println!("{}", images.pull_image(request).await.map_err(answer)?.into_inner().image_ref);
         }
+        Command::Explain { reference, namespace } => {
+            let request = ExplainImageRequest { reference, namespace };
+            let found = NodeClient::new(channel).explain_image(request).await.map_err(answer)?.into_inner();
+            for name in &found.names {
+                print!("{}", explained(name));
+            }
+            for file in found.unusable_files {
+                println!("unusable: {file}");
+            }
+        }
         Command::Import { path, name } => {
             let path = std::path::absolute(&path).map_err(|source| CommandError::Path { path, source })?;
             let path = path.to_string_lossy().into_owned();
@@ -66,6 +83,26 @@ pub(super) async fn run(socket: &Path, command: Command) -> Result<(), CommandEr
         }
     }
     Ok(())
+}
+
+/// One name, as a few lines.
+fn explained(name: &ExplainedName) -> String {
+    let mut lines = vec![name.name.clone()];
+    if !name.decided_by.is_empty() {
+        lines.push(format!("  rule    {}", name.decided_by));
+    }
+    if !name.refusal.is_empty() {
+        lines.push(format!("  refused {}", name.refusal));
+    }
+    for (at, step) in name.steps.iter().enumerate() {
+        let kind = if step.mirror { "mirror" } else { "registry" };
+        let place = if step.place.is_empty() { "not configured" } else { &step.place };
+        lines.push(format!("  {:<7} {} ({kind}; {place})", at + 1, step.url));
+        lines.push(format!("          login: {}", step.login));
+        lines.extend(step.notes.iter().map(|note| format!("          {note}")));
+    }
+    lines.push(format!("  policy  {}: {}", name.policy, name.requirements));
+    lines.join("\n") + "\n"
 }
 
 /// A size for people: four digits are enough.

@@ -34,6 +34,9 @@ pub(super) async fn run(socket: &Path) -> Result<(), CommandError> {
         let text = |key: &str| file[key].as_str().unwrap_or("?").to_owned();
         println!("{:<14} {}: {}", "bad network", text("path"), text("reason"));
     }
+    for file in info["unusableImageFiles"].as_array().into_iter().flatten() {
+        println!("{:<14} {}", "bad image file", file.as_str().unwrap_or("?"));
+    }
     let pods = client.list_pod_sandbox(ListPodSandboxRequest::default()).await.map_err(answer)?.into_inner().items;
     let ready = pods.iter().filter(|pod| pod.state() == PodSandboxState::SandboxReady).count();
     println!("{:<14} {ready} ready of {}", "pods", pods.len());

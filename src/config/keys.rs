@@ -82,11 +82,34 @@ pub const KEYS: &[Key] = &[
     key("network.bin_dirs", "Where CNI plugins are looked for, in this order."),
     key("network.cache_dir", "libcni's cache of results, which are under `results` in it."),
     key("network.plugin_timeout", "A call of a CNI plugin that takes longer is killed, in seconds: 1 to 3600."),
-    live("image.registries_conf", "Mirrors, blocked registries and short names (containers-registries.conf(5))."),
+    live(
+        "image.registries_conf",
+        "Mirrors, blocked registries and short names (containers-registries.conf(5)). This and the other files of this\n\
+         section are read again by the next pull after they change; a bad one leaves what was in force.",
+    ),
     live("image.registries_conf_dir", "Drop-ins to the file above."),
-    key(
+    live(
         "image.certs_d",
-        "Certificates and hosts.toml of registries, a folder for each host; the first folder that has the host is used.",
+        "Certificates and hosts.toml of registries, in a folder for each host (host, host:port, host_port_ or _default).\n\
+         The first folder that has a hosts.toml of the host counts, and only for names that registries.conf has no rule for.",
+    ),
+    live(
+        "image.auth_file",
+        "Logins of the node (containers-auth.json(5), or Docker's config.json). The kubelet's come first. Helper programs\n\
+         that it names are not run.",
+    ),
+    live(
+        "image.auth_dir",
+        "Logins for pods of one namespace: <namespace>.json, or <namespace>-<sha256 of the image's name>.json as CRI-O's\n\
+         credential provider writes them (for that, /etc/crio/auth).",
+    ),
+    live(
+        "image.signature_policy",
+        "Which images may be pulled (containers-policy.json(5)). The file of the default may be missing: then any may.",
+    ),
+    live(
+        "image.signature_policy_dir",
+        "Policies for pods of one namespace, <namespace>.json, in place of the one above.",
     ),
     key("image.max_concurrent_downloads", "Layers downloaded at the same time, over all pulls: 1 to 64."),
     live(

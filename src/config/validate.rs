@@ -32,6 +32,10 @@ pub(super) fn check(config: &Config) -> Result<(), Flaw> {
     absolute("image.registries_conf", &image.registries_conf)?;
     absolute("image.registries_conf_dir", &image.registries_conf_dir)?;
     absolute_list("image.certs_d", &image.certs_d)?;
+    absolute("image.auth_file", &image.auth_file)?;
+    absolute("image.auth_dir", &image.auth_dir)?;
+    absolute("image.signature_policy", &image.signature_policy)?;
+    absolute("image.signature_policy_dir", &image.signature_policy_dir)?;
     range("image.max_concurrent_downloads", image.max_concurrent_downloads, 1, 64)?;
     range("image.pull_progress_timeout", image.pull_progress_timeout, 1, 86_400)?;
     for pattern in &image.pinned {

@@ -20,6 +20,18 @@ pub enum ImageError {
     Ambiguous { prefix: String, candidates: Vec<String> },
     #[error(transparent)]
     Registries(#[from] RegistriesError),
+    #[error("sandbox_config.metadata.namespace: {0:?}: not letters, digits, dashes, dots and underscores, at most 253")]
+    Namespace(String),
+    #[error("{}: {reason}", path.display())]
+    AuthFile { path: PathBuf, reason: String },
+    /// The kubelet looks for this first word, and for that of the next.
+    #[error("SignatureValidationFailed: {}: the policy cannot be used: {reason}", path.display())]
+    Policy { path: PathBuf, reason: String },
+    #[error("SignatureValidationFailed: {reference}: {reason} ({policy})")]
+    Signature { reference: String, policy: String, reason: String },
+    /// A short name was searched for at several registries.
+    #[error("{}", failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NotFoundAnywhere { failures: Vec<ImageError> },
     #[error("the credentials for {0} cannot be used: {1}")]
     Credentials(String, &'static str),
     /// The kubelet looks for this first word.
@@ -63,18 +75,26 @@ impl ImageError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Reference(_) | Self::Ambiguous { .. } | Self::Credentials(..) | Self::Archive { .. } => {
-                ErrorKind::Invalid
-            }
-            Self::Registries(RegistriesError::Blocked { .. }) => ErrorKind::Denied,
+            Self::Reference(_)
+            | Self::Ambiguous { .. }
+            | Self::Credentials(..)
+            | Self::Archive { .. }
+            | Self::Namespace(_)
+            | Self::Registries(RegistriesError::ShortName { .. }) => ErrorKind::Invalid,
+            Self::Registries(RegistriesError::Blocked { .. } | RegistriesError::NoPlace { .. })
+            | Self::Policy { .. }
+            | Self::Signature { .. } => ErrorKind::Denied,
+            // The first word of the text is that of the first failure.
+            Self::NotFoundAnywhere { failures } => failures.first().map_or(ErrorKind::Internal, Self::kind),
             Self::Unavailable { .. } => ErrorKind::Unavailable,
-            Self::Refused { attempts, .. } => match attempts.0.last().map(|attempt| &attempt.failure) {
+            Self::Refused { attempts, .. } => match attempts.verdict() {
                 Some(Failure::NotFound) => ErrorKind::NotFound,
                 Some(Failure::Content(_)) => ErrorKind::BadImage,
                 _ => ErrorKind::Denied,
             },
             Self::Content { .. } | Self::Unpack { .. } => ErrorKind::BadImage,
             Self::Registries(_)
+            | Self::AuthFile { .. }
             | Self::Commit { .. }
             | Self::Disk { .. }
             | Self::Database { .. }
@@ -82,10 +102,18 @@ impl ImageError {
         }
     }
 
-    /// The error of a pull whose every place failed; the last place is the registry itself and decides the kind.
+    /// Whether another name that a short name may stand for is to be tried.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable { .. } | Self::Refused { .. } | Self::Registries(RegistriesError::Blocked { .. })
+        )
+    }
+
+    /// The error of a pull whose every place failed; [`Attempts::verdict`] decides the kind.
     pub(super) fn from_attempts(reference: &str, stage: &'static str, attempts: Vec<Attempt>) -> Self {
-        let unavailable = attempts.last().is_some_and(|attempt| attempt.failure.is_unavailability());
         let (reference, attempts) = (reference.to_owned(), Attempts(attempts));
+        let unavailable = attempts.verdict().is_some_and(Failure::is_unavailability);
         if unavailable {
             Self::Unavailable { reference, stage, attempts }
         } else {
@@ -110,6 +138,22 @@ pub struct Attempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempts(pub Vec<Attempt>);
 
+impl Attempts {
+    /// The failure that stands for all. It is that of the last place, which is the registry itself. When that did not
+    /// answer at all, as on a node that only reaches its mirror, then a mirror's clear "not found" says more than it.
+    fn verdict(&self) -> Option<&Failure> {
+        let (last, before) = self.0.split_last()?;
+        let silent = |failure: &Failure| {
+            matches!(failure, Failure::Connection(_) | Failure::Unresolved(_) | Failure::Stalled { .. })
+        };
+        let answer = before.iter().rev().map(|attempt| &attempt.failure).find(|failure| !silent(failure));
+        match answer {
+            Some(Failure::NotFound) if silent(&last.failure) => Some(&Failure::NotFound),
+            _ => Some(&last.failure),
+        }
+    }
+}
+
 impl fmt::Display for Attempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, attempt) in self.0.iter().enumerate() {
@@ -126,6 +170,9 @@ pub enum Failure {
     /// No connection, or a connection that broke; the text is the innermost cause, which never holds a URL.
     #[error("{0}")]
     Connection(String),
+    /// The name of the host stands for no address.
+    #[error("its address cannot be looked up: {0}")]
+    Unresolved(String),
     #[error("no answer and no byte for {} ms", after.as_millis())]
     Stalled { after: Duration },
     #[error("HTTP {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
@@ -157,7 +204,11 @@ impl Failure {
     #[must_use]
     pub fn is_unavailability(&self) -> bool {
         match self {
-            Self::Connection(_) | Self::Stalled { .. } | Self::RateLimited { .. } | Self::Truncated { .. } => true,
+            Self::Connection(_)
+            | Self::Unresolved(_)
+            | Self::Stalled { .. }
+            | Self::RateLimited { .. }
+            | Self::Truncated { .. } => true,
             Self::Status { status, .. } => *status >= 500,
             _ => false,
         }

@@ -5,23 +5,28 @@ use std::sync::Arc;
 use super::error::ImageError;
 use super::record::ImageRecord;
 use super::reference::Reference;
+use super::registries::Registries;
 use super::table::Snapshot;
 use crate::storage::Digest;
 
 /// Candidates named in an error.
 const MAX_NAMED: usize = 8;
 
-pub(super) fn find(images: &Snapshot, text: &str) -> Result<Option<Arc<ImageRecord>>, ImageError> {
+pub(super) fn find(
+    images: &Snapshot,
+    registries: &Registries,
+    text: &str,
+) -> Result<Option<Arc<ImageRecord>>, ImageError> {
     if let Some(rest) = text.strip_prefix("sha256:") {
         return by_prefix(images, rest, text);
     }
     if text.len() == 64 && is_hex(text) {
         return by_prefix(images, text, text);
     }
-    let named = Reference::parse(text);
-    if let Ok(reference) = &named
-        && let Some(id) = images.by_name.get(&reference.to_string())
-    {
+    // A short name is each of the names that it may be pulled by, in the same order.
+    let named = registries.names(text);
+    let found = |reference: &Reference| images.by_name.get(&reference.to_string());
+    if let Some(id) = named.iter().flatten().find_map(found) {
         return Ok(images.by_id.get(id).cloned());
     }
     // A name wins over the beginning of an id that reads the same.

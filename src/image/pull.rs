@@ -4,6 +4,7 @@
 //! begun it runs to its end, so that a caller who hangs up leaves either all of an image or nothing.
 
 mod download;
+pub(super) mod logins;
 mod pipe;
 mod resolve;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 
+use self::logins::Logins;
 use super::config::LayerPlan;
 use super::error::{Attempt, ImageError};
 use super::flights::Waiter;
@@ -21,6 +23,7 @@ use super::registries::Endpoint;
 use super::registry::auth::Credentials;
 use super::registry::{Patience, Session};
 use super::table::Addition;
+use super::trust::Trust;
 use super::{Inner, on_disk};
 use crate::storage::Digest;
 use crate::task;
@@ -28,7 +31,8 @@ use crate::task;
 /// A pull's name among those in flight: callers with other credentials do not share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct PullKey {
-    pub reference: Reference,
+    /// To be tried in order: more than one for a short name.
+    pub names: Vec<Reference>,
     pub credentials: Option<Credentials>,
     /// The pod's namespace: what may be pulled can depend on it.
     pub namespace: Option<String>,
@@ -61,19 +65,35 @@ impl Slot {
     }
 }
 
-/// Runs one pull.
+/// Runs one pull: of the first name that there is an image for.
 pub(super) async fn run(inner: Arc<Inner>, key: PullKey) -> Result<Arc<ImageRecord>, ImageError> {
-    let name = key.reference.to_string();
-    let endpoints = inner.clients.registries().endpoints(&key.reference)?;
-    let patience = inner.settings.load().patience.clone();
-    let session = |endpoint: &Endpoint| {
+    let mut failures = Vec::new();
+    for reference in &key.names {
+        match Box::pin(one(&inner, &key, reference)).await {
+            Err(error) if key.names.len() > 1 && error.is_elsewhere() => failures.push(error),
+            result => return result,
+        }
+    }
+    Err(ImageError::NotFoundAnywhere { failures })
+}
+
+async fn one(inner: &Arc<Inner>, key: &PullKey, reference: &Reference) -> Result<Arc<ImageRecord>, ImageError> {
+    let name = reference.to_string();
+    let trust = Trust::new(inner.rules.policies(), key.namespace.clone());
+    trust.admits_some(reference)?;
+    let clients = inner.rules.clients();
+    let endpoints = clients.registries().endpoints(reference)?;
+    let settings = inner.settings.load_full();
+    let logins = Logins::load(&settings, key.namespace.as_deref(), reference).await?;
+    let session = |endpoint: Endpoint| {
         // A mirror that is down must not hold the pull up for long: there is another place to go.
-        let retries = if endpoint.mirror { patience.retries.min(1) } else { patience.retries };
-        let patience = Patience { retries, ..patience.clone() };
-        Arc::new(Session::new(endpoint, key.credentials.clone(), inner.clients.clone(), patience))
+        let retries = if endpoint.mirror { settings.patience.retries.min(1) } else { settings.patience.retries };
+        let patience = Patience { retries, ..settings.patience.clone() };
+        let login = logins.login(key.credentials.as_ref(), &endpoint);
+        Arc::new(Session::new(endpoint, login, clients.clone(), patience))
     };
-    let sessions: Vec<Arc<Session>> = endpoints.iter().map(session).collect();
-    let found = resolve::resolve(&inner, &key.reference, &sessions).await?;
+    let sessions: Vec<Arc<Session>> = endpoints.into_iter().map(session).collect();
+    let found = resolve::resolve(inner, reference, &sessions, &trust).await?;
     let (sessions, resolved) = match found {
         resolve::Found::Known(record) => return Ok(record),
         resolve::Found::New { sessions, resolved } => (Arc::<[Arc<Session>]>::from(sessions), resolved),
@@ -83,8 +103,8 @@ pub(super) async fn run(inner: Arc<Inner>, key: PullKey) -> Result<Arc<ImageReco
     let store = inner.layers.clone();
     let leased = chain.clone();
     let lease = task::blocking(move || store.lease(&leased)).await;
-    let layers = fetch_layers(&inner, &sessions, &resolved.plan, &name).await?;
-    let (tag, digested) = names_of(&key.reference, &resolved.top);
+    let layers = fetch_layers(inner, &sessions, &resolved.plan, &name).await?;
+    let (tag, digested) = names_of(reference, &resolved.top);
     let addition = Addition {
         config: resolved.config,
         file: resolved.file,
@@ -95,7 +115,8 @@ pub(super) async fn run(inner: Arc<Inner>, key: PullKey) -> Result<Arc<ImageReco
         digested: Some(digested),
         layers_size: 0,
     };
-    let commit = task::spawn("image-commit", commit(inner, Commit { name: name.clone(), lease, layers, addition }));
+    let commit =
+        task::spawn("image-commit", commit(inner.clone(), Commit { name: name.clone(), lease, layers, addition }));
     commit.await.unwrap_or(Err(ImageError::Lost { reference: name }))
 }
 

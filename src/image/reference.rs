@@ -2,7 +2,8 @@
 //!
 //! The grammar is that of the distribution project: `[host[:port]/]path[:tag][@digest]`. A first component that has a dot,
 //! a colon, an upper-case letter or is `localhost` is a host; everything else is a path on `docker.io`, and a path of one
-//! component there is below `library/`. Short names are never searched for in other registries: one name, one place.
+//! component there is below `library/`. Where else a name without a registry is
+//! looked for is said by `registries.conf`, see [`super::registries`].
 
 use std::fmt;
 
@@ -154,6 +155,19 @@ pub(super) fn split_name(name: &str) -> Result<(String, String), &'static str> {
         return Err("its name is longer than 255 bytes");
     }
     Ok((host.to_owned(), path))
+}
+
+/// A name without a registry, cut into its path and its version (`:tag`, `@digest`, both or nothing).
+pub(super) fn short_name(text: &str) -> Option<(&str, &str)> {
+    if text.split_once('/').is_some_and(|(first, _)| is_host(first)) {
+        return None;
+    }
+    let name = text.split('@').next().unwrap_or_default();
+    let path = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => path,
+        _ => name,
+    };
+    Some((path, &text[path.len()..]))
 }
 
 fn is_host(first: &str) -> bool {

@@ -1,26 +1,75 @@
-//! `registries.conf` (version 2): which places serve a name, in order.
+//! Which places serve a name, in order: `registries.conf` (version 2) with its drop-ins, and `hosts.toml` of containerd.
 //!
-//! The format is shared with other tools on the node, so members that mean nothing here are passed over; a member that
-//! does mean something and has the wrong type is an error. `unqualified-search-registries` and short-name modes are not
-//! used: a short name is always `docker.io/library/…`.
+//! A rule of `registries.conf` that has the name decides, and `hosts.toml` is then not looked at. A name without a rule is
+//! led by the `hosts.toml` of its host, else by that of `_default`; a name that has neither goes to its own registry.
+//! Both formats are shared with other tools on the node, so members that mean nothing here are passed over; a member that
+//! does mean something and has the wrong type is an error.
 
-use std::collections::BTreeMap;
+pub mod conf;
+pub mod hosts;
+mod load;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use reqwest::header::HeaderMap;
 
-use super::reference::{Reference, Version, check_host};
+pub use load::Sources;
 
-/// Largest file read, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
+use self::conf::{Mirror, PullFrom, Rule, ShortNameMode};
+use self::hosts::HostsFile;
+use super::reference::{DOCKER_HUB, Reference, ReferenceError, Version, check_host, short_name};
 
 /// The rules of all files together.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Registries {
     /// By prefix; a later file replaces the rule of an earlier one.
-    rules: BTreeMap<String, Rule>,
+    rules: BTreeMap<String, (Arc<Path>, Rule)>,
+    /// Where names without a registry are looked for; empty: Docker Hub.
+    search: Vec<String>,
+    mode: ShortNameMode,
+    aliases: BTreeMap<String, String>,
+    /// Programs that the files name for credentials; none is ever run.
+    helpers: Vec<String>,
+    /// `hosts.toml` by host (or `_default`), or why it cannot be used.
+    hosts: HashMap<String, (Arc<Path>, Result<HostsFile, String>)>,
+}
+
+/// Where in which file something is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<Path>,
+    /// From 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// How a place is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Https,
+    Http,
+    /// Https first, then http: `insecure` of `registries.conf`.
+    Either,
+}
+
+/// What a connection to a host is made with, beyond what `certs_d` has for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// Certificates are not verified.
+    pub unverified: bool,
+    /// PEM files of authorities, added to those of the system.
+    pub authorities: Vec<PathBuf>,
+    /// PEM files of the client's certificate and, if apart, its key.
+    pub client: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 /// A place that may serve a repository.
@@ -29,266 +78,264 @@ pub struct Endpoint {
     /// `host[:port]`, as in the name or the configuration.
     pub host: String,
     pub repository: String,
-    /// Plain HTTP and unverified certificates are taken.
-    pub insecure: bool,
+    pub scheme: Scheme,
+    /// Path that repositories are below, without a slash at its end; `/v2` by the distribution specification.
+    pub api: String,
+    pub tls: Tls,
+    /// Sent with every request to this place, and to no other.
+    pub headers: HeaderMap,
+    /// Registry of the name, told to a mirror that serves several (`?ns=`).
+    pub namespace: Option<String>,
     pub mirror: bool,
+    /// Tags may be asked for here, not only digests.
+    pub resolves: bool,
+    /// Content may be fetched here.
+    pub serves: bool,
+    /// Where it is configured; none for the registry of the name itself.
+    pub place: Option<Place>,
 }
 
-/// `registries.conf` cannot be used, or forbids a name.
+/// A file cannot be used, or forbids a name.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistriesError {
     #[error("{}: cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: Arc<io::Error> },
     #[error("{}: {reason}", path.display())]
     Parse { path: PathBuf, reason: String },
-    #[error("{reference}: blocked by the rule for {prefix} in registries.conf")]
-    Blocked { reference: String, prefix: String },
-    #[error(
-        "{reference}: the rule for {prefix} in registries.conf leads to {location:?}, which is not a registry and path"
-    )]
-    Location { reference: String, prefix: String, location: String },
+    #[error("{reference}: blocked by the rule for {prefix} in {place}")]
+    Blocked { reference: String, prefix: String, place: Place },
+    #[error("{reference}: the rule for {prefix} in {place} leads to {location:?}, which is not a registry and path")]
+    Location { reference: String, prefix: String, place: Place, location: String },
+    #[error("{name:?} has no registry, and several are to be searched with short-name-mode enforcing; write one of {}", full.join(", "))]
+    ShortName { name: String, full: Vec<String> },
+    #[error("{reference}: no place may be asked for it: {place} gives none the capability to resolve or to pull")]
+    NoPlace { reference: String, place: String },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rule {
-    location: String,
-    insecure: bool,
-    blocked: bool,
-    digest_only: bool,
-    mirrors: Vec<Mirror>,
-}
+impl Endpoint {
+    /// The registry of a name, as nobody said anything about it.
+    fn own(reference: &Reference) -> Self {
+        Self {
+            host: reference.host().to_owned(),
+            repository: reference.repository().to_owned(),
+            scheme: Scheme::Https,
+            api: "/v2".to_owned(),
+            tls: Tls::default(),
+            headers: HeaderMap::new(),
+            namespace: None,
+            mirror: false,
+            resolves: true,
+            serves: true,
+            place: None,
+        }
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Mirror {
-    location: String,
-    #[serde(default)]
-    insecure: bool,
-    #[serde(default)]
-    pull_from_mirror: PullFrom,
-}
+    /// The host that is connected to: Docker Hub's registry has another name than its images.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host }
+    }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum PullFrom {
-    #[default]
-    #[serde(alias = "")]
-    All,
-    DigestOnly,
-    TagOnly,
-}
+    /// The operator allows this place to be less than https with a verified certificate.
+    #[must_use]
+    pub fn is_insecure(&self) -> bool {
+        self.scheme != Scheme::Https || self.tls.unverified
+    }
 
-#[derive(Deserialize)]
-struct RawFile {
-    #[serde(default)]
-    registry: Vec<RawRegistry>,
-    /// Version 1 of the format.
-    registries: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct RawRegistry {
-    prefix: Option<String>,
-    location: Option<String>,
-    #[serde(default)]
-    insecure: bool,
-    #[serde(default)]
-    blocked: bool,
-    #[serde(default)]
-    mirror_by_digest_only: bool,
-    #[serde(default)]
-    mirror: Vec<Mirror>,
+    /// For people: where the repository is.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let scheme = if self.scheme == Scheme::Http { "http" } else { "https" };
+        format!("{scheme}://{}{}/{}", self.address(), self.api, self.repository)
+    }
 }
 
 impl Registries {
-    /// Reads a file and the `*.conf` files of a folder, in the order of their names. What is absent is empty.
-    ///
-    /// # Errors
-    /// [`RegistriesError::Read`] and [`RegistriesError::Parse`], with the file.
-    pub fn load(file: &Path, folder: &Path) -> Result<Self, RegistriesError> {
-        let mut all = Self::default();
-        let mut files = vec![file.to_owned()];
-        match std::fs::read_dir(folder) {
-            Ok(entries) => {
-                let mut dropped = Vec::new();
-                for entry in entries {
-                    let path = entry.map_err(|error| unreadable(folder, error))?.path();
-                    if path.extension().is_some_and(|extension| extension == "conf") {
-                        dropped.push(path);
-                    }
-                }
-                dropped.sort();
-                files.extend(dropped);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(unreadable(folder, error)),
+    /// Adds what one `registries.conf` says; it replaces what an earlier file says of the same.
+    fn add(&mut self, file: &Arc<Path>, conf: conf::ConfFile) {
+        self.rules.extend(conf.rules.into_iter().map(|(prefix, rule)| (prefix, (file.clone(), rule))));
+        if let Some(search) = conf.search {
+            self.search = search;
         }
-        for path in files {
-            match read_file(&path) {
-                Ok(text) => all.add(&text).map_err(|reason| RegistriesError::Parse { path: path.clone(), reason })?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unreadable(&path, error)),
-            }
+        self.mode = conf.mode.unwrap_or(self.mode);
+        for (name, target) in conf.aliases {
+            // An empty alias takes one of an earlier file away.
+            match target {
+                Some(target) => self.aliases.insert(name, target),
+                None => self.aliases.remove(&name),
+            };
         }
-        Ok(all)
+        self.helpers.extend(conf.helpers);
     }
 
-    fn add(&mut self, text: &str) -> Result<(), String> {
-        let raw: RawFile = toml::from_str(text).map_err(|error| {
-            // The library's own text shows the line, which may hold a password.
-            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            format!("line {line}: {}", error.message())
-        })?;
-        if raw.registries.is_some() {
-            return Err(
-                "it is of version 1 of the format ([registries.search] and the like); write [[registry]] tables".into(),
-            );
+    /// Programs that `registries.conf` names for credentials and that are not run.
+    #[must_use]
+    pub fn helpers(&self) -> &[String] {
+        &self.helpers
+    }
+
+    /// Every full name that a text may stand for, the likeliest first. A name with a registry stands for itself. A short
+    /// name is an alias, else below each of the `unqualified-search-registries`, else on Docker Hub.
+    ///
+    /// # Errors
+    /// [`ReferenceError`] when it is outside the grammar.
+    pub fn names(&self, text: &str) -> Result<Vec<Reference>, ReferenceError> {
+        let plain = Reference::parse(text)?;
+        let Some((name, version)) = short_name(text) else { return Ok(vec![plain]) };
+        if self.mode != ShortNameMode::Disabled
+            && let Some(target) = self.aliases.get(name)
+        {
+            return Ok(vec![Reference::parse(&format!("{target}{version}"))?]);
         }
-        for entry in raw.registry {
-            let (prefix, rule) = entry.check()?;
-            self.rules.insert(prefix, rule);
+        if self.search.is_empty() {
+            return Ok(vec![plain]);
         }
-        Ok(())
+        self.search.iter().map(|host| Reference::parse(&format!("{host}/{text}"))).collect()
+    }
+
+    /// The names to pull for a text, to be tried in order.
+    ///
+    /// # Errors
+    /// As [`Registries::names`]; [`RegistriesError::ShortName`] when the mode forbids to guess.
+    pub fn names_to_pull(&self, text: &str) -> Result<Vec<Reference>, super::ImageError> {
+        let names = self.names(text)?;
+        if names.len() > 1 && self.mode == ShortNameMode::Enforcing {
+            let full = names.iter().map(ToString::to_string).collect();
+            return Err(RegistriesError::ShortName { name: text.chars().take(128).collect(), full }.into());
+        }
+        Ok(names)
     }
 
     /// The places for a name: mirrors in order, then the registry itself.
     ///
     /// # Errors
-    /// [`RegistriesError::Blocked`] and [`RegistriesError::Location`].
+    /// [`RegistriesError::Blocked`], [`RegistriesError::Location`], [`RegistriesError::NoPlace`], or
+    /// [`RegistriesError::Parse`] for a `hosts.toml` that cannot be used.
     pub fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>, RegistriesError> {
-        let name = reference.name();
-        let own = Endpoint {
-            host: reference.host().to_owned(),
-            repository: reference.repository().to_owned(),
-            insecure: false,
-            mirror: false,
-        };
-        let Some((matched, prefix, rule)) = self.rule(&name) else { return Ok(vec![own]) };
-        if rule.blocked {
-            return Err(RegistriesError::Blocked { reference: reference.to_string(), prefix: prefix.to_owned() });
+        if let Some(found) = self.rule(reference) {
+            return by_rule(reference, found);
         }
-        let place = |location: &str, insecure: bool, mirror: bool| {
-            let bad = || RegistriesError::Location {
-                reference: reference.to_string(),
-                prefix: prefix.to_owned(),
-                location: location.to_owned(),
-            };
-            let whole = format!("{location}{}", &name[matched..]);
-            let (host, path) = whole.split_once('/').ok_or_else(bad)?;
-            let safe = Reference::parse(&format!("x.invalid/{path}")).is_ok_and(|r| r.repository() == path);
-            if check_host(host).is_err() || !safe {
-                return Err(bad());
-            }
-            Ok(Endpoint { host: host.to_owned(), repository: path.to_owned(), insecure, mirror })
+        let own = Endpoint::own(reference);
+        let Some((file, hosts)) = self.hosts.get(reference.host()).or_else(|| self.hosts.get("_default")) else {
+            return Ok(vec![own]);
         };
-        let by_digest = matches!(reference.version(), Version::Digest(_));
-        let mut places = Vec::new();
-        for mirror in &rule.mirrors {
-            let wanted = match mirror.pull_from_mirror {
-                PullFrom::All => by_digest || !rule.digest_only,
-                PullFrom::DigestOnly => by_digest,
-                PullFrom::TagOnly => !by_digest,
-            };
-            if wanted {
-                places.push(place(&mirror.location, mirror.insecure, true)?);
-            }
+        let hosts = hosts
+            .as_ref()
+            .map_err(|reason| RegistriesError::Parse { path: file.to_path_buf(), reason: reason.clone() })?;
+        let places = hosts.endpoints(reference, file, &own);
+        let by_tag = matches!(reference.version(), Version::Tag(_));
+        if !places.iter().any(|place| place.resolves || (place.serves && !by_tag)) {
+            let place = file.display().to_string();
+            return Err(RegistriesError::NoPlace { reference: reference.to_string(), place });
         }
-        let last = if rule.location.is_empty() {
-            Endpoint { insecure: rule.insecure, ..own }
-        } else {
-            place(&rule.location, rule.insecure, false)?
-        };
-        places.push(last);
         Ok(places)
+    }
+
+    /// The prefix and place of the rule that decides over a name.
+    #[must_use]
+    pub fn decided_by(&self, reference: &Reference) -> Option<(&str, Place)> {
+        self.rule(reference).map(|found| (found.prefix, found.place()))
     }
 
     /// Whether a host (of a redirect or a token service) is one that the operator marked insecure.
     #[must_use]
     pub fn is_insecure_host(&self, host: &str) -> bool {
-        self.rules.values().any(|rule| {
-            let of = |location: &str| location.split('/').next() == Some(host);
+        let of = |location: &str| location.split('/').next() == Some(host);
+        let by_rule = self.rules.values().any(|(_, rule)| {
             (rule.insecure && of(&rule.location)) || rule.mirrors.iter().any(|m| m.insecure && of(&m.location))
-        })
+        });
+        by_rule || self.hosts.values().any(|(_, hosts)| hosts.as_ref().is_ok_and(|hosts| hosts.is_insecure(host)))
     }
 
-    /// The rule of the longest prefix that matches, with the length of the match.
-    fn rule(&self, name: &str) -> Option<(usize, &str, &Rule)> {
+    /// The rule of the longest prefix that matches.
+    fn rule(&self, reference: &Reference) -> Option<Found<'_>> {
+        let whole = reference.to_string();
         self.rules
             .iter()
-            .filter_map(|(prefix, rule)| matching(prefix, name).map(|matched| (matched, prefix.as_str(), rule)))
-            .max_by_key(|(matched, prefix, _)| (prefix.len(), *matched))
+            .filter_map(|(prefix, (file, rule))| {
+                matching(prefix, &whole).map(|matched| Found { matched, prefix, file, rule })
+            })
+            .max_by_key(|found| (found.prefix.len(), found.matched))
     }
 }
 
-impl RawRegistry {
-    fn check(self) -> Result<(String, Rule), String> {
-        let prefix = self.prefix.filter(|prefix| !prefix.is_empty());
-        let location = self.location.unwrap_or_default();
-        let prefix = prefix.unwrap_or_else(|| location.clone());
-        if prefix.is_empty() {
-            return Err("a [[registry]] has neither prefix nor location".into());
-        }
-        let wild = prefix.strip_prefix("*.");
-        if wild.unwrap_or(&prefix).contains('*') || wild.is_some_and(|rest| rest.contains('/')) {
-            return Err(format!("prefix {prefix:?}: a wildcard is a leading \"*.\" of a host name only"));
-        }
-        for location in std::iter::once(&location).chain(self.mirror.iter().map(|mirror| &mirror.location)) {
-            if location.contains("://") {
-                return Err(format!("location {:?}: write a host and path, without a scheme", scrub(location)));
-            }
-            if location.contains('@') {
-                return Err("a location has user information in it".into());
-            }
-        }
-        if self.mirror.iter().any(|mirror| mirror.location.is_empty()) {
-            return Err(format!("prefix {prefix:?}: a mirror has no location"));
-        }
-        let trim = |text: &str| text.trim_end_matches('/').to_owned();
-        let mirrors = self.mirror.into_iter().map(|m| Mirror { location: trim(&m.location), ..m }).collect();
-        let rule = Rule {
-            location: trim(&location),
-            insecure: self.insecure,
-            blocked: self.blocked,
-            digest_only: self.mirror_by_digest_only,
-            mirrors,
+/// A rule that has a name.
+struct Found<'a> {
+    /// Bytes of the name that the prefix covers.
+    matched: usize,
+    prefix: &'a str,
+    file: &'a Arc<Path>,
+    rule: &'a Rule,
+}
+
+impl Found<'_> {
+    fn place(&self) -> Place {
+        Place { file: self.file.clone(), line: self.rule.line }
+    }
+}
+
+fn by_rule(reference: &Reference, found: Found<'_>) -> Result<Vec<Endpoint>, RegistriesError> {
+    let Found { rule, prefix, .. } = found;
+    if rule.blocked {
+        let (reference, prefix) = (reference.to_string(), prefix.to_owned());
+        return Err(RegistriesError::Blocked { reference, prefix, place: found.place() });
+    }
+    let name = reference.name();
+    // A prefix with a tag covers more than the name; such a rule leads nowhere else, see conf.rs.
+    let rest = name.get(found.matched..).unwrap_or_default();
+    let at = |location: &str, insecure: bool, line: usize| {
+        let bad = || RegistriesError::Location {
+            reference: reference.to_string(),
+            prefix: prefix.to_owned(),
+            place: found.place(),
+            location: location.to_owned(),
         };
-        Ok((trim(&prefix), rule))
+        let whole = format!("{location}{rest}");
+        let (host, path) = whole.split_once('/').ok_or_else(bad)?;
+        let safe = Reference::parse(&format!("x.invalid/{path}")).is_ok_and(|r| r.repository() == path);
+        if check_host(host).is_err() || !safe {
+            return Err(bad());
+        }
+        let own = Endpoint { host: host.to_owned(), repository: path.to_owned(), ..Endpoint::own(reference) };
+        Ok(insecurely(own, insecure, Place { file: found.file.clone(), line }))
+    };
+    let by_digest = matches!(reference.version(), Version::Digest(_));
+    let wanted = |mirror: &&Mirror| match mirror.pull_from {
+        PullFrom::All => by_digest || !rule.digest_only,
+        PullFrom::DigestOnly => by_digest,
+        PullFrom::TagOnly => !by_digest,
+    };
+    let mut places = Vec::new();
+    for mirror in rule.mirrors.iter().filter(wanted) {
+        places.push(Endpoint { mirror: true, ..at(&mirror.location, mirror.insecure, mirror.line)? });
     }
+    places.push(if rule.location.is_empty() {
+        insecurely(Endpoint::own(reference), rule.insecure, found.place())
+    } else {
+        at(&rule.location, rule.insecure, rule.line)?
+    });
+    Ok(places)
 }
 
-/// The text without what may be a user and password.
-fn scrub(location: &str) -> &str {
-    location.rsplit('@').next().unwrap_or_default()
+fn insecurely(own: Endpoint, insecure: bool, place: Place) -> Endpoint {
+    let scheme = if insecure { Scheme::Either } else { Scheme::Https };
+    Endpoint { scheme, tls: Tls { unverified: insecure, ..Tls::default() }, place: Some(place), ..own }
 }
 
-/// How many bytes of the name a prefix covers, if it matches at the end of a component.
+/// How many bytes of a full name a prefix covers, if it matches at the end of a component.
 fn matching(prefix: &str, name: &str) -> Option<usize> {
-    let ends = |matched: usize| matches!(name.as_bytes().get(matched), None | Some(b'/' | b':')).then_some(matched);
+    let ends =
+        |matched: usize| matches!(name.as_bytes().get(matched), None | Some(b'/' | b':' | b'@')).then_some(matched);
     match prefix.strip_prefix('*') {
         None => name.starts_with(prefix).then_some(prefix.len()).and_then(ends),
         Some(suffix) => {
             // Only within the host: the port may follow.
             let host = name.split('/').next().unwrap_or_default();
-            let at = host.find(suffix).filter(|at| *at > 0)?;
-            ends(at + suffix.len())
+            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+            let at = host.strip_suffix(suffix)?.len();
+            (at > 0).then(|| ends(at + suffix.len())).flatten()
         }
     }
-}
-
-fn unreadable(path: &Path, source: io::Error) -> RegistriesError {
-    RegistriesError::Read { path: path.to_owned(), source: Arc::new(source) }
-}
-
-fn read_file(path: &Path) -> io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! One registry, spoken to over the distribution API: HTTP with redirects, retries, clocks and authorization of our own.
 //!
 //! Rules about secrets, all held here and in [`auth`]:
-//! * credentials go to the registry that they are for (the host of the image's name, or their `server_address`), never to a
-//!   mirror under another name;
+//! * credentials go to the registry that they are for (the host of the image's name, their `server_address`, or the
+//!   key of their entry in a file of logins), never to a mirror under another name;
 //! * an `Authorization` header goes to the origin it was made for; a redirect elsewhere goes without it;
 //! * an https registry is never followed to http, by redirect or by token service (CVE-2019-10214);
 //! * no URL, header or body of a server ends up in an error: only the host, the status and well-known error codes do.
 
 pub mod auth;
+pub mod auth_file;
 mod clients;
 mod failure;
 
@@ -21,11 +22,12 @@ use tokio::sync::Mutex;
 pub use clients::Clients;
 pub use prost::bytes::Bytes;
 
-use self::auth::{Authorizer, Credentials};
+use self::auth::Authorizer;
+use self::auth_file::Login;
 use super::document::{self, ContentError};
 use super::error::Failure;
-use super::reference::{DOCKER_HUB, Version};
-use super::registries::Endpoint;
+use super::reference::Version;
+use super::registries::{Endpoint, Scheme, Tls};
 use crate::storage::Digest;
 use failure::{from_body_error, from_send_error, from_status, retry_after};
 
@@ -66,9 +68,7 @@ impl Patience {
 /// One repository on one registry, for the length of one pull.
 #[derive(Debug)]
 pub struct Session {
-    host: String,
-    repository: String,
-    insecure: bool,
+    endpoint: Endpoint,
     clients: Arc<Clients>,
     patience: Patience,
     /// The origin once it is known: an insecure registry is asked over https first.
@@ -85,29 +85,32 @@ pub struct Fetched {
 }
 
 impl Session {
-    /// A session; nothing is sent yet. `credentials` must be those for this endpoint, or none.
+    /// A session; nothing is sent yet. `login` is what is known for this endpoint.
     #[must_use]
-    pub fn new(
-        endpoint: &Endpoint,
-        credentials: Option<Credentials>,
-        clients: Arc<Clients>,
-        patience: Patience,
-    ) -> Self {
-        Self {
-            host: endpoint.host.clone(),
-            repository: endpoint.repository.clone(),
-            insecure: endpoint.insecure,
-            clients,
-            patience,
-            base: Mutex::new(None),
-            authorizer: Authorizer::new(endpoint, credentials),
-        }
+    pub fn new(endpoint: Endpoint, login: Login, clients: Arc<Clients>, patience: Patience) -> Self {
+        let authorizer = Authorizer::new(&endpoint, login);
+        Self { endpoint, clients, patience, base: Mutex::new(None), authorizer }
     }
 
     /// `host[:port]`, for messages.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        &self.endpoint.host
+    }
+
+    /// The place that is spoken to.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The client for the registry itself, or for a host that it sent us to.
+    async fn client(&self, host: &str, own: bool) -> Result<reqwest::Client, Failure> {
+        if own {
+            return self.clients.for_host(host, &self.endpoint.tls).await;
+        }
+        let tls = Tls { unverified: self.clients.is_insecure(host), ..Tls::default() };
+        self.clients.for_host(host, &tls).await
     }
 
     /// The clocks and counts in force.
@@ -294,14 +297,16 @@ impl Session {
     }
 
     async fn pause_at_least(&self, failure: Failure, tried: &mut u32, asked: Option<Duration>) -> Result<(), Failure> {
-        // A stall has had its clock already, and content that is wrong stays wrong.
-        let passing = failure.is_unavailability() && !matches!(failure, Failure::Stalled { .. });
+        // A stall has had its clock already, a resolver has asked several times by itself, and content that is wrong stays
+        // wrong.
+        let passing =
+            failure.is_unavailability() && !matches!(failure, Failure::Stalled { .. } | Failure::Unresolved(_));
         if !passing || *tried >= self.patience.retries {
             return Err(failure);
         }
         let wait = self.patience.wait(*tried).max(asked.unwrap_or_default());
         *tried += 1;
-        tracing::debug!(host = %self.host, %failure, wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "trying again");
+        tracing::debug!(host = self.host(), %failure, wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "trying again");
         tokio::time::sleep(wait).await;
         Ok(())
     }
@@ -318,9 +323,12 @@ impl Session {
         if let Some(base) = known {
             return self.exchange(&base, method, path, headers, authorization).await;
         }
+        if self.endpoint.scheme == Scheme::Http {
+            return self.exchange(&self.origin("http")?, method, path, headers, authorization).await;
+        }
         let secure = self.origin("https")?;
         match self.exchange(&secure, method, path, headers, authorization).await {
-            Err(Failure::Connection(over_tls)) if self.insecure => {
+            Err(Failure::Connection(over_tls)) if self.endpoint.scheme == Scheme::Either => {
                 let plain = self.origin("http")?;
                 let answer = self.exchange(&plain, method, path, headers, authorization).await;
                 match answer {
@@ -343,9 +351,13 @@ impl Session {
     }
 
     fn origin(&self, scheme: &str) -> Result<Url, Failure> {
-        let host = if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host };
-        let text = format!("{scheme}://{host}/v2/{}/", self.repository);
-        Url::parse(&text).map_err(|_| Failure::Connection("its name makes no URL".to_owned()))
+        let Endpoint { api, repository, namespace, .. } = &self.endpoint;
+        let text = format!("{scheme}://{}{api}/{repository}/", self.endpoint.address());
+        let mut url = Url::parse(&text).map_err(|_| Failure::Connection("its name makes no URL".to_owned()))?;
+        if let Some(namespace) = namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
     }
 
     /// One request and its redirects.
@@ -361,12 +373,13 @@ impl Session {
         url.set_path(&format!("{}{path}", base.path()));
         for _ in 0..=MAX_REDIRECTS {
             let own = same_origin(base, &url);
-            let insecure = if own { self.insecure } else { self.clients.is_insecure(&authority(&url)) };
-            let client = self.clients.for_host(&authority(&url), insecure).await?;
-            let mut request = client.request(method.clone(), url.clone()).headers(headers.clone());
+            let client = self.client(&authority(&url), own).await?;
+            let mut all = if own { self.endpoint.headers.clone() } else { HeaderMap::new() };
+            all.extend(headers.clone());
             if let Some(value) = authorization.filter(|_| own) {
-                request = request.header(AUTHORIZATION, value.clone());
+                all.insert(AUTHORIZATION, value.clone());
             }
+            let request = client.request(method.clone(), url.clone()).headers(all);
             let response = match tokio::time::timeout(self.patience.progress, request.send()).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(error)) => return Err(from_send_error(&error)),
@@ -403,7 +416,7 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
 }
 
 /// `host[:port]` as in configuration: the port only when it is not the scheme's own.
-pub(super) fn authority(url: &Url) -> String {
+pub(in crate::image) fn authority(url: &Url) -> String {
     match (url.host_str(), url.port()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (host, _) => host.unwrap_or_default().to_owned(),

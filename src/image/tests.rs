@@ -3,10 +3,12 @@
 mod access;
 mod hostile;
 mod lifecycle;
+mod places;
 mod real;
 pub(crate) mod server;
 mod sharing;
 mod stored;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,14 +45,18 @@ impl Room {
 
     async fn open(path: &std::path::Path, layers: Arc<FakeLayers>, pinned: &[&str]) -> anyhow::Result<Images> {
         let config = settings(path, pinned);
-        let images = Images::open(ImagesOptions { root: path.join("images"), config }, layers).await?;
+        if !config.signature_policy.exists() {
+            std::fs::write(&config.signature_policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
+        }
+        let options = ImagesOptions { root: path.join("images"), config: config.clone() };
+        let images = Images::open(options, layers).await?;
         let patience = Patience {
             progress: Duration::from_millis(500),
             retries: 2,
             backoff: Duration::from_millis(1),
             max_wait: Duration::from_secs(2),
         };
-        images.0.settings.store(Arc::new(Settings { patience, platform: Platform::host() }));
+        images.0.settings.store(Arc::new(Settings { patience, ..Settings::of(&config) }));
         Ok(images)
     }
 
@@ -103,6 +109,10 @@ pub(crate) fn settings(path: &std::path::Path, pinned: &[&str]) -> ImageSettings
         registries_conf: path.join("registries.conf"),
         registries_conf_dir: path.join("registries.conf.d"),
         certs_d: vec![path.join("certs.d")],
+        auth_file: path.join("auth.json"),
+        auth_dir: path.join("auth"),
+        signature_policy: path.join("policy.json"),
+        signature_policy_dir: path.join("policies"),
         pinned: pinned.iter().map(|pattern| (*pattern).to_owned()).collect(),
         ..ImageSettings::default()
     }

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use cri_proto::cricket::v1::node_server::Node;
-use cri_proto::cricket::v1::{ImportImageRequest, ImportImageResponse, ImportedImage};
+use cri_proto::cricket::v1::{
+    ExplainImageRequest, ExplainImageResponse, ExplainedName, ExplainedStep, ImportImageRequest, ImportImageResponse,
+    ImportedImage,
+};
 use cri_proto::runtime::v1 as cri;
 use serde_json::json;
 use tonic::{Request, Response, Status};
@@ -133,6 +136,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "handlers": handlers,
         "userNamespaces": resources.user_namespaces.as_ref().map_or_else(|lacking| json!({ "lacking": lacking }), |()| json!({})),
         "keeperPid": resources.keeper.pid(),
+        "unusableImageFiles": &**services.images.unusable_files(),
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
         "selinux": format!("{:?}", resources.host.kernel.selinux),
         "cdi": {
@@ -195,5 +199,38 @@ impl Node for Services {
             .map(|image| ImportedImage { id: image.id.to_string(), tags: image.repo_tags.clone() })
             .collect();
         Ok(Response::new(ImportImageResponse { images }))
+    }
+
+    async fn explain_image(
+        &self,
+        request: Request<ExplainImageRequest>,
+    ) -> Result<Response<ExplainImageResponse>, Status> {
+        let ExplainImageRequest { reference, namespace } = request.into_inner();
+        let images = self.images.clone();
+        let explained = crate::task::blocking(move || {
+            images.explain(&reference, Some(namespace.as_str()).filter(|namespace| !namespace.is_empty()))
+        });
+        let names = explained.await.map_err(|error| error_status(&error))?.into_iter().map(explained_name).collect();
+        let unusable_files = self.images.unusable_files().to_vec();
+        Ok(Response::new(ExplainImageResponse { names, unusable_files }))
+    }
+}
+
+fn explained_name(found: crate::image::Explanation) -> ExplainedName {
+    let (policy, requirements) = found.policy;
+    let step = |step: crate::image::Step| ExplainedStep {
+        url: step.url,
+        mirror: step.mirror,
+        place: step.place,
+        login: step.login,
+        notes: step.notes,
+    };
+    ExplainedName {
+        name: found.name,
+        decided_by: found.decided_by,
+        refusal: found.refusal,
+        steps: found.steps.into_iter().map(step).collect(),
+        policy,
+        requirements,
     }
 }

@@ -98,6 +98,9 @@ impl Node {
             registries.push_str(&std::fs::read_to_string(node.path("registry/registries.conf"))?);
         }
         std::fs::write(node.path("registries.conf"), registries)?;
+        // The machine's own policy is nothing to a test.
+        let policy = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+        std::fs::write(node.path("policy.json"), policy)?;
         if let Some(conflist) = &setup.conflist {
             node.write_conflist(conflist)?;
         }
@@ -137,7 +140,11 @@ impl Node {
             ("network.cache_dir".into(), path("cni-cache")),
             ("image.registries_conf".into(), path("registries.conf")),
             ("image.registries_conf_dir".into(), path("none")),
-            ("image.certs_d".into(), toml::Value::Array(Vec::new())),
+            ("image.certs_d".into(), toml::Value::Array(vec![path("certs.d")])),
+            ("image.auth_file".into(), path("auth.json")),
+            ("image.auth_dir".into(), path("auth")),
+            ("image.signature_policy".into(), path("policy.json")),
+            ("image.signature_policy_dir".into(), path("policies")),
             ("log.level".into(), "info,cricket=debug".into()),
         ];
         let mut plugins = vec![toml::Value::from("/usr/lib/cni")];

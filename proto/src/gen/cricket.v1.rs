@@ -22,6 +22,57 @@ pub struct ImportedImage {
     #[prost(string, repeated, tag = "2")]
     pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainImageRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Of the pod that would use the image; empty: none.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainImageResponse {
+    /// A short name may stand for several, tried in order.
+    #[prost(message, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<ExplainedName>,
+    /// Files that cannot be used as they are now, a sentence each.
+    #[prost(string, repeated, tag = "2")]
+    pub unusable_files: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainedName {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// File, line and prefix of the rule; empty: nothing is configured.
+    #[prost(string, tag = "2")]
+    pub decided_by: ::prost::alloc::string::String,
+    /// Why nobody would be asked; empty: somebody would.
+    #[prost(string, tag = "3")]
+    pub refusal: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub steps: ::prost::alloc::vec::Vec<ExplainedStep>,
+    /// File and scope.
+    #[prost(string, tag = "5")]
+    pub policy: ::prost::alloc::string::String,
+    /// What it asks for.
+    #[prost(string, tag = "6")]
+    pub requirements: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainedStep {
+    #[prost(string, tag = "1")]
+    pub url: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub mirror: bool,
+    /// File and line; empty: the registry of the name itself.
+    #[prost(string, tag = "3")]
+    pub place: ::prost::alloc::string::String,
+    /// The file of logins and the key that count, never a login.
+    #[prost(string, tag = "4")]
+    pub login: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "5")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// Generated client implementations.
 pub mod node_client {
     #![allow(
@@ -138,6 +189,31 @@ pub mod node_client {
                 .insert(GrpcMethod::new("cricket.v1.Node", "ImportImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// What a pull of a name would ask, in order, and why. Nothing is sent to anybody.
+        pub async fn explain_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cricket.v1.Node/ExplainImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cricket.v1.Node", "ExplainImage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -159,6 +235,14 @@ pub mod node_server {
             request: tonic::Request<super::ImportImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ImportImageResponse>,
+            tonic::Status,
+        >;
+        /// What a pull of a name would ask, in order, and why. Nothing is sent to anybody.
+        async fn explain_image(
+            &self,
+            request: tonic::Request<super::ExplainImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainImageResponse>,
             tonic::Status,
         >;
     }
@@ -266,6 +350,49 @@ pub mod node_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ImportImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cricket.v1.Node/ExplainImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainImageSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::ExplainImageRequest>
+                    for ExplainImageSvc<T> {
+                        type Response = super::ExplainImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::explain_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainImageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

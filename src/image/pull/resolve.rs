@@ -9,6 +9,7 @@ use super::super::error::{Attempt, Failure, ImageError};
 use super::super::record::ImageRecord;
 use super::super::reference::{Reference, Version};
 use super::super::registry::Session;
+use super::super::trust::Trust;
 use super::names_of;
 use crate::storage::Digest;
 use crate::task;
@@ -40,11 +41,18 @@ pub(super) async fn resolve(
     inner: &Arc<Inner>,
     reference: &Reference,
     sessions: &[Arc<Session>],
+    trust: &Trust,
 ) -> Result<Found, ImageError> {
     let mut attempts = Vec::new();
+    let by_tag = matches!(reference.version(), Version::Tag(_));
     for (at, session) in sessions.iter().enumerate() {
+        let endpoint = session.endpoint();
+        if by_tag && !endpoint.resolves {
+            continue;
+        }
         let failure = match known(inner, reference, session).await {
             Ok(Some((record, top))) => {
+                trust.check(reference, &[&top, &record.manifest], sessions).await?;
                 if let Some(record) = name_known(inner, reference, &record, &top).await? {
                     return Ok(Found::Known(record));
                 }
@@ -57,9 +65,8 @@ pub(super) async fn resolve(
             Some(failure) => failure,
             None => match documents(inner, reference, session).await {
                 Ok(resolved) => {
-                    // The place that served the manifest is the likeliest to have the rest.
-                    let mut order = sessions.to_vec();
-                    order.rotate_left(at);
+                    trust.check(reference, &[&resolved.top, &resolved.manifest], sessions).await?;
+                    let order = order(sessions, at);
                     return Ok(Found::New { sessions: order, resolved: Box::new(resolved) });
                 }
                 Err(failure) => failure,
@@ -68,6 +75,21 @@ pub(super) async fn resolve(
         attempts.push(Attempt { host: session.host().to_owned(), failure });
     }
     Err(ImageError::from_attempts(&reference.to_string(), "the manifest", attempts))
+}
+
+/// Where to fetch the rest: the place that served the manifest is the likeliest to have it, but for those before it that
+/// are only there for content.
+fn order(sessions: &[Arc<Session>], at: usize) -> Vec<Arc<Session>> {
+    let (before, from) = sessions.split_at(at);
+    let (content, asked): (Vec<_>, Vec<_>) = before.iter().cloned().partition(|session| !session.endpoint().resolves);
+    let mut order = content;
+    order.extend(from.iter().cloned());
+    order.extend(asked);
+    // One that may only resolve has no content to give, unless there is no other.
+    if order.iter().any(|session| session.endpoint().serves) {
+        order.retain(|session| session.endpoint().serves);
+    }
+    order
 }
 
 /// Whether the registry's answer to a cheap question is an image that is here. It is asked even for a digest that is

@@ -1,12 +1,13 @@
 //! The rules of `registries.conf`, table by table.
 
+use super::super::stamps::Stamps;
 use super::*;
 
 fn places(conf: &str, name: &str) -> Result<Vec<String>, String> {
     let mut all = Registries::default();
-    all.add(conf)?;
+    all.add(&Arc::from(Path::new("/r.conf")), conf::parse(conf.as_bytes())?);
     let reference = Reference::parse(name).map_err(|e| e.to_string())?;
-    let show = |e: &Endpoint| format!("{}/{}{}", e.host, e.repository, if e.insecure { " insecure" } else { "" });
+    let show = |e: &Endpoint| format!("{}/{}{}", e.host, e.repository, if e.is_insecure() { " insecure" } else { "" });
     all.endpoints(&reference).map(|list| list.iter().map(show).collect()).map_err(|e| e.to_string())
 }
 
@@ -70,6 +71,9 @@ fn the_longest_prefix_leads() {
         ("example.com/x", vec!["example.com/x"]),
         ("q.io/a/c:1", vec!["q.io/a/c"]),
         (&format!("q.io/a/c@{digest}"), vec!["qm.lan/b/c", "q.io/a/c"]),
+        // A wildcard is for whole domains: neither for a host that only ends the same, nor for one inside of another.
+        ("a.notexample.com/x", vec!["a.notexample.com/x"]),
+        ("a.example.com.evil.io/x", vec!["a.example.com.evil.io/x"]),
     ] {
         assert_eq!(places(CONF, name), Ok(want.into_iter().map(str::to_owned).collect()), "{name}");
     }
@@ -87,6 +91,14 @@ fn wrong_files_are_refused() {
         "[[registry]]\nlocation = 'user:pass@a.lan'",
         "[[registry]]\nlocation = 'a.lan'\nblocked = 'yes'",
         "[[registry]]\nlocation = 'a.lan'\n[[registry.mirror]]\nlocation = 'b.lan'\npull-from-mirror = 'never'",
+        "[[registry]]\nlocation = 'a.lan'\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = 'b.lan'\npull-from-mirror = 'all'",
+        "[[registry]]\nprefix = 'a.lan/x:1'\nlocation = 'b.lan/x'",
+        "short-name-mode = 'sometimes'",
+        "unqualified-search-registries = ['https://a.lan']",
+        "unqualified-search-registries = ['a.lan/path']",
+        "[aliases]\n'a:1' = 'b.lan/a'",
+        "[aliases]\n'b.lan/a' = 'b.lan/a'",
+        "[aliases]\n'a' = 'b.lan/a:1'",
         "[[registry]",
     ] {
         assert!(places(text, "busybox").is_err(), "{text}");
@@ -102,16 +114,206 @@ fn files_are_read_in_order_and_later_ones_win() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("registries.conf.d");
     let file = dir.path().join("registries.conf");
-    assert_eq!(Registries::load(&file, &folder)?, Registries::default());
+    let sources = Sources { conf: file.clone(), conf_dir: folder.clone(), certs_d: Vec::new() };
+    let load = || sources.load(None, &mut Stamps::default(), &mut Vec::new());
+    assert!(load()?.rules.is_empty());
     std::fs::create_dir(&folder)?;
     std::fs::write(&file, "[[registry]]\nlocation = 'a.lan'\nblocked = true")?;
     std::fs::write(folder.join("20.conf"), "[[registry]]\nlocation = 'a.lan'\ninsecure = true")?;
     std::fs::write(folder.join("10.conf"), "[[registry]]\nlocation = 'a.lan'")?;
     std::fs::write(folder.join("30.txt"), "not toml at all [")?;
-    let found = Registries::load(&file, &folder)?.endpoints(&Reference::parse("a.lan/x")?)?;
-    assert!(found.len() == 1 && found[0].insecure);
+    let found = load()?.endpoints(&Reference::parse("a.lan/x")?)?;
+    assert!(found.len() == 1 && found[0].is_insecure());
     std::fs::write(folder.join("30.conf"), "not toml at all [")?;
-    let error = Registries::load(&file, &folder).expect_err("refused").to_string();
+    let error = load().expect_err("refused").to_string();
     assert!(error.contains("30.conf"), "{error}");
     Ok(())
+}
+
+#[test]
+fn the_rule_for_one_tag_blocks_that_tag() {
+    let conf = "[[registry]]\nprefix = 'a.lan/x:bad'\nblocked = true";
+    assert_eq!(places(conf, "a.lan/x:good"), Ok(vec!["a.lan/x".to_owned()]));
+    assert_eq!(places(conf, "a.lan/x:bad2"), Ok(vec!["a.lan/x".to_owned()]));
+    assert!(places(conf, "a.lan/x:bad").is_err_and(|error| error.contains("/r.conf:1")));
+}
+
+#[test]
+fn places_know_their_lines() -> anyhow::Result<()> {
+    let mut all = Registries::default();
+    all.add(&Arc::from(Path::new("/r.conf")), conf::parse(CONF.as_bytes()).map_err(anyhow::Error::msg)?);
+    let reference = Reference::parse("foo/bar:1")?;
+    let lines = all.endpoints(&reference)?.iter().map(|e| e.place.as_ref().map(|p| p.line)).collect::<Vec<_>>();
+    assert_eq!(lines, [Some(8), Some(14), Some(5)]);
+    assert_eq!(
+        all.decided_by(&reference).map(|(prefix, place)| format!("{prefix} {place}")),
+        Some("docker.io /r.conf:5".into())
+    );
+    Ok(())
+}
+
+#[test]
+fn short_names() -> anyhow::Result<()> {
+    let names = |conf: &str, text: &str| -> anyhow::Result<Vec<String>> {
+        let mut all = Registries::default();
+        all.add(&Arc::from(Path::new("/r.conf")), conf::parse(conf.as_bytes()).map_err(anyhow::Error::msg)?);
+        Ok(all.names_to_pull(text)?.iter().map(ToString::to_string).collect())
+    };
+    let two = "unqualified-search-registries = ['a.lan:5000', 'docker.io']\n";
+    let alias = "[aliases]\n'app' = 'b.lan/team/app'\n";
+    let digest = format!("app@sha256:{}", "0".repeat(64));
+    for (conf, text, want) in [
+        ("", "app", vec!["docker.io/library/app:latest"]),
+        (two, "app:1", vec!["a.lan:5000/app:1", "docker.io/library/app:1"]),
+        (two, "x/app", vec!["a.lan:5000/x/app:latest", "docker.io/x/app:latest"]),
+        (two, "c.lan/app", vec!["c.lan/app:latest"]),
+        (two, "localhost/app", vec!["localhost/app:latest"]),
+        (alias, "app:2", vec!["b.lan/team/app:2"]),
+        (alias, &digest, vec![&*digest.replace("app", "b.lan/team/app")]),
+        (alias, "x/app", vec!["docker.io/x/app:latest"]),
+        (
+            &format!("short-name-mode = 'disabled'\n{two}{alias}"),
+            "app",
+            vec!["a.lan:5000/app:latest", "docker.io/library/app:latest"],
+        ),
+        (&format!("short-name-mode = 'enforcing'\n{two}{alias}"), "app", vec!["b.lan/team/app:latest"]),
+        ("short-name-mode = 'enforcing'\nunqualified-search-registries = ['a.lan']", "app", vec!["a.lan/app:latest"]),
+    ] {
+        assert_eq!(names(conf, text)?, want, "{conf} {text}");
+    }
+    let error = names(&format!("short-name-mode = 'enforcing'\n{two}"), "app").expect_err("a guess").to_string();
+    assert!(error.contains("a.lan:5000/app:latest, docker.io/library/app:latest"), "{error}");
+    Ok(())
+}
+
+/// The places of a `hosts.toml`, shown.
+fn hosts(text: &str, name: &str) -> Result<Vec<String>, String> {
+    let mut all = Registries::default();
+    let reference = Reference::parse(name).map_err(|error| error.to_string())?;
+    let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x"))?;
+    all.hosts.insert("_default".into(), (Arc::from(Path::new("/certs.d/x/hosts.toml")), Ok(file)));
+    let show = |e: &Endpoint| {
+        let marks = [
+            (e.namespace.is_some(), " ns"),
+            (!e.resolves, " content"),
+            (!e.serves, " manifests"),
+            (e.mirror, " mirror"),
+        ];
+        let marks: String = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
+        format!("{}{marks} {}", e.shown(), e.place.as_ref().map_or(0, |place| place.line))
+    };
+    all.endpoints(&reference).map(|list| list.iter().map(show).collect()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn hosts_are_asked_in_the_order_of_the_file_and_the_server_last() {
+    let text = r#"
+server = "https://registry-1.docker.io"
+capabilities = ["pull", "resolve"]
+
+[host."https://z.lan"]
+  capabilities = ["pull", "resolve"]
+  ca = "z.crt"
+  [host."https://z.lan".header]
+    x-canary = ["one", "two"]
+
+[host."http://a.lan:5000/proxy"]
+  capabilities = ["pull"]
+  skip_verify = true
+
+[host."https://b.lan/v2/hub"]
+  override_path = true
+  client = [["c.pem", "/k.pem"]]
+
+[host."https://push.lan"]
+  capabilities = ["push"]
+"#;
+    let want = [
+        "https://z.lan/v2/library/app ns mirror 5",
+        "http://a.lan:5000/proxy/v2/library/app ns content mirror 11",
+        "https://b.lan/v2/hub/library/app ns mirror 15",
+        "https://registry-1.docker.io/v2/library/app 2",
+    ];
+    assert_eq!(hosts(text, "app"), Ok(want.map(str::to_owned).to_vec()));
+    // Without a server it is the registry of the name; with it as a mirror only, nothing else is asked.
+    assert_eq!(hosts("", "a.lan/x"), Ok(vec!["https://a.lan/v2/x 1".to_owned()]));
+    let only = "server = 'https://m.lan'\n[host.'https://m.lan']";
+    assert_eq!(hosts(only, "a.lan/x"), Ok(vec!["https://m.lan/v2/x ns mirror 2".to_owned()]));
+    let none = "capabilities = ['push']";
+    assert!(hosts(none, "a.lan/x").is_err_and(|error| error.contains("capability")));
+    let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).expect("a good file");
+    let files: Vec<_> = file.files().map(|path| path.display().to_string()).collect();
+    assert_eq!(files, ["/certs.d/x/z.crt", "/certs.d/x/c.pem", "/k.pem"]);
+}
+
+#[test]
+fn wrong_hosts_are_refused_without_their_secrets() {
+    for text in [
+        "server = 'ftp://a.lan'",
+        "server = 'https://user:canary@a.lan'",
+        "server = 'https://a.lan?token=canary'",
+        "[host.'https://a b']",
+        "[host.'https://a.lan']\ncapabilities = ['fly']",
+        "[host.'https://a.lan']\nclient = [['a', 'b'], ['c', 'd']]",
+        "[host.'https://a.lan']\nskip_verify = 1",
+        "[host.'https://a.lan'.header]\n'bad name' = 'canary'",
+        "[host.'https://a.lan'.header]\nhost = 'canary'",
+        "[host.'https://a.lan'.header]\nx = \"canary\\n\"",
+        "[host.'https://a.lan'",
+    ] {
+        let error = hosts(text, "a.lan/x").expect_err(text);
+        assert!(!error.contains("canary"), "{error}");
+    }
+}
+
+#[test]
+fn a_bad_hosts_file_concerns_its_host_only_and_leaves_what_it_said() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (first, second) = (dir.path().join("1"), dir.path().join("2"));
+    for (root, folder, text) in [
+        (&first, "good.lan", "[host.'https://m.lan']"),
+        (&first, "b.lan_5000_", "server = 5"),
+        (&second, "good.lan", "[host.'https://later.lan']"),
+        (&second, "_default", "[host.'https://default.lan']"),
+    ] {
+        std::fs::create_dir_all(root.join(folder))?;
+        std::fs::write(root.join(folder).join("hosts.toml"), text)?;
+    }
+    let sources = Sources {
+        conf: dir.path().join("none"),
+        conf_dir: dir.path().join("none"),
+        certs_d: vec![first.clone(), second],
+    };
+    let mut notes = Vec::new();
+    let all = sources.load(None, &mut Stamps::default(), &mut notes)?;
+    let ask = |all: &Registries, name: &str| -> anyhow::Result<String> {
+        Ok(all.endpoints(&Reference::parse(name)?)?.first().map(|place| place.host.clone()).unwrap_or_default())
+    };
+    assert_eq!(ask(&all, "good.lan/x")?, "m.lan");
+    assert_eq!(ask(&all, "other.lan/x")?, "default.lan");
+    assert!(ask(&all, "b.lan:5000/x").is_err_and(|error| error.to_string().contains("b.lan_5000_/hosts.toml: line 1")));
+    assert!(notes.len() == 1 && notes[0].contains("are refused"), "{notes:?}");
+    std::fs::write(first.join("good.lan/hosts.toml"), "nonsense")?;
+    notes.clear();
+    let next = sources.load(Some(&all), &mut Stamps::default(), &mut notes)?;
+    assert_eq!(ask(&next, "good.lan/x")?, "m.lan");
+    assert!(
+        notes.iter().any(|note| note.contains("good.lan/hosts.toml") && note.contains("stays in force")),
+        "{notes:?}"
+    );
+    Ok(())
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_refused_or_leads_to_safe_places(text in "(?s).{0,200}", name in "[a-z.]{1,10}/[a-z]{1,5}") {
+        if let Ok(conf) = conf::parse(text.as_bytes()) {
+            let mut all = Registries::default();
+            all.add(&Arc::from(Path::new("/r.conf")), conf);
+            if let Ok(reference) = Reference::parse(&name) {
+                let _ = all.endpoints(&reference);
+            }
+        }
+        let _ = hosts::parse(text.as_bytes(), Path::new("/x"));
+    }
 }

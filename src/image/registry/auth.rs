@@ -3,8 +3,8 @@
 //! Who gets what: the challenge is taken only from the registry itself, never from a host that it redirected to. A token
 //! service on another host gets the credentials when it is reached over https, as the registry that names it could ask
 //! for the very same credentials by a Basic challenge; a token service over plain http is refused for a registry that was
-//! reached over https, unless the operator marked the registry insecure. A mirror under another name has no credentials
-//! to pass on, so its token service gets none.
+//! reached over https, unless the operator marked the registry insecure. A mirror under another name does not get the
+//! credentials of the registry; it may have its own in a file of logins ([`super::auth_file`]).
 
 use std::fmt;
 
@@ -16,6 +16,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use super::auth_file::Login;
 use super::failure::{from_send_error, from_status, retry_after};
 use super::{Session, authority};
 use crate::image::error::Failure;
@@ -33,8 +34,9 @@ pub struct Credentials {
     secret: Secret,
 }
 
+/// What is shown to a registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Secret {
+pub(super) enum Secret {
     Password {
         user: String,
         password: String,
@@ -73,15 +75,17 @@ impl Credentials {
         } else if !auth.username.is_empty() || !auth.password.is_empty() {
             Secret::Password { user: auth.username.clone(), password: auth.password.clone() }
         } else if !auth.auth.is_empty() {
-            let bad = "the auth field is not base64 of user:password";
-            let bytes = STANDARD.decode(auth.auth.trim()).map_err(|_| bad)?;
-            let text = String::from_utf8(bytes).map_err(|_| bad)?;
-            let (user, password) = text.split_once(':').ok_or(bad)?;
-            Secret::Password { user: user.to_owned(), password: password.trim_end_matches('\0').to_owned() }
+            let (user, password) = decode(&auth.auth)?;
+            Secret::Password { user, password }
         } else {
             return Ok(None);
         };
         Ok(Some(Self { host, secret }))
+    }
+
+    /// Those of a file's entry, for the host that it was found for.
+    pub(super) fn of(host: &str, secret: Secret) -> Self {
+        Self { host: canonical(host).to_owned(), secret }
     }
 
     /// Whether a host may see them.
@@ -91,6 +95,15 @@ impl Credentials {
     }
 }
 
+/// User and password out of their usual base64 form.
+pub(super) fn decode(auth: &str) -> Result<(String, String), &'static str> {
+    let bad = "the auth field is not base64 of user:password";
+    let bytes = STANDARD.decode(auth.trim()).map_err(|_| bad)?;
+    let text = String::from_utf8(bytes).map_err(|_| bad)?;
+    let (user, password) = text.split_once(':').ok_or(bad)?;
+    Ok((user.to_owned(), password.trim_end_matches('\0').to_owned()))
+}
+
 /// The host of a `server_address`, which may be a whole URL (`https://index.docker.io/v1/`).
 fn server_host(address: &str) -> &str {
     let address = address.trim();
@@ -98,7 +111,7 @@ fn server_host(address: &str) -> &str {
     rest.split('/').next().unwrap_or_default()
 }
 
-fn canonical(host: &str) -> &str {
+pub(super) fn canonical(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER_HUB,
         other => other,
@@ -110,17 +123,24 @@ fn canonical(host: &str) -> &str {
 pub(super) struct Authorizer {
     repository: String,
     credentials: Option<Credentials>,
+    /// A file names a helper program for this registry, which is not run.
+    helper: bool,
     current: Mutex<Option<HeaderValue>>,
 }
 
 impl Authorizer {
-    pub(super) fn new(endpoint: &Endpoint, credentials: Option<Credentials>) -> Self {
+    pub(super) fn new(endpoint: &Endpoint, login: Login) -> Self {
+        let helper = matches!(login, Login::Helper);
+        let credentials = match login {
+            Login::Entry(_, credentials) => Some(credentials),
+            Login::Helper | Login::Nothing => None,
+        };
         let credentials = credentials.filter(|credentials| credentials.are_for(&endpoint.host));
         let ready = credentials.as_ref().and_then(|credentials| match &credentials.secret {
             Secret::Registry(token) => bearer(token),
             _ => None,
         });
-        Self { repository: endpoint.repository.clone(), credentials, current: Mutex::new(ready) }
+        Self { repository: endpoint.repository.clone(), credentials, helper, current: Mutex::new(ready) }
     }
 
     pub(super) async fn current(&self) -> Option<HeaderValue> {
@@ -130,6 +150,8 @@ impl Authorizer {
     pub(super) fn refused(&self) -> &'static str {
         if self.credentials.is_some() {
             "the registry refuses the credentials"
+        } else if self.helper {
+            "the registry asks for credentials; the file of logins names a helper program for them, which is not run"
         } else {
             "the registry asks for credentials"
         }
@@ -168,12 +190,11 @@ impl Authorizer {
     }
 
     async fn token(&self, challenge: &Challenge, secure: bool, session: &Session) -> Result<String, Failure> {
-        let realm = check_realm(challenge.get("realm"), secure, session.insecure)?;
+        let realm = check_realm(challenge.get("realm"), secure, session.endpoint.is_insecure())?;
         let scope = self.scope(challenge.get("scope"));
         let service = challenge.get("service");
         let host = authority(&realm);
-        let insecure = if host == session.host { session.insecure } else { session.clients.is_insecure(&host) };
-        let client = session.clients.for_host(&host, insecure).await?;
+        let client = session.client(&host, host == session.endpoint.host).await?;
         let mut tried = 0;
         loop {
             let request = match self.credentials.as_ref().map(|credentials| &credentials.secret) {

@@ -1,7 +1,8 @@
 //! HTTP clients, one per host: each host may have its own certificate authority and client certificate.
 //!
-//! Certificates are looked for in `<certs_d>/<host[:port]>/`: `*.crt` are authorities added to those of the system, a
-//! `*.cert` with the `*.key` of the same name is the client's own.
+//! Certificates are looked for in `<certs_d>/<host[:port]>/`, as containers and Docker have them: `*.crt` are authorities
+//! added to those of the system, a `*.cert` with the `*.key` of the same name is the client's own. `hosts.toml` may name
+//! others for one place ([`Tls`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -13,9 +14,10 @@ use arc_swap::ArcSwap;
 use reqwest::{Certificate, Client, Identity, redirect};
 
 use crate::image::error::Failure;
-use crate::image::registries::Registries;
+use crate::image::registries::{Registries, Tls};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Looking up the host's name and connecting to it.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that nobody uses is kept for the next pull. The pool looks that often only, so up to twice as long.
 /// The requests of one pull follow one another faster, and middleboxes forget connections that idle for longer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -27,16 +29,20 @@ const MAX_CLIENTS: usize = 256;
 /// The clients of all hosts met so far.
 #[derive(Debug)]
 pub struct Clients {
-    certs_d: Vec<PathBuf>,
+    certs_d: ArcSwap<Vec<PathBuf>>,
     registries: ArcSwap<Registries>,
-    made: Mutex<HashMap<(String, bool), Client>>,
+    made: Mutex<HashMap<(String, Tls), Client>>,
 }
 
 impl Clients {
     /// No client yet.
     #[must_use]
     pub fn new(certs_d: Vec<PathBuf>, registries: Registries) -> Self {
-        Self { certs_d, registries: ArcSwap::from_pointee(registries), made: Mutex::default() }
+        Self {
+            certs_d: ArcSwap::from_pointee(certs_d),
+            registries: ArcSwap::from_pointee(registries),
+            made: Mutex::default(),
+        }
     }
 
     /// The rules in force.
@@ -46,7 +52,8 @@ impl Clients {
     }
 
     /// Puts new rules in force; certificates are read anew too.
-    pub fn reload(&self, registries: Registries) {
+    pub fn reload(&self, certs_d: Vec<PathBuf>, registries: Registries) {
+        self.certs_d.store(Arc::new(certs_d));
         self.registries.store(Arc::new(registries));
         self.locked().clear();
     }
@@ -61,14 +68,14 @@ impl Clients {
     ///
     /// # Errors
     /// [`Failure::Tls`] when the host's certificates cannot be used.
-    pub async fn for_host(self: &Arc<Self>, host: &str, insecure: bool) -> Result<Client, Failure> {
-        let key = (host.to_owned(), insecure);
+    pub async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls) -> Result<Client, Failure> {
+        let key = (host.to_owned(), tls.clone());
         if let Some(client) = self.locked().get(&key) {
             return Ok(client.clone());
         }
         // Reads the certificates of the system and of the host.
-        let (clients, name) = (self.clone(), key.0.clone());
-        let client = crate::task::blocking(move || clients.build(&name, insecure)).await?;
+        let (clients, (name, tls)) = (self.clone(), key.clone());
+        let client = crate::task::blocking(move || clients.build(&name, &tls)).await?;
         let mut made = self.locked();
         if made.len() >= MAX_CLIENTS {
             made.clear();
@@ -76,11 +83,11 @@ impl Clients {
         Ok(made.entry(key).or_insert(client).clone())
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<(String, bool), Client>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<(String, Tls), Client>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn build(&self, host: &str, insecure: bool) -> Result<Client, Failure> {
+    fn build(&self, host: &str, tls: &Tls) -> Result<Client, Failure> {
         let mut builder = Client::builder()
             .user_agent(concat!("cricket/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -89,10 +96,25 @@ impl Clients {
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(30));
-        for folder in &self.certs_d {
-            let found = read_folder(&folder.join(host))
-                .map_err(|error| Failure::Tls(format!("{}: {error}", folder.display())))?;
-            let bad = |what: &str| Failure::Tls(format!("{}: a {what} of {host} is not valid PEM", folder.display()));
+        let named = |path: &Path, error: io::Error| Failure::Tls(format!("{}: {error}", path.display()));
+        let mut all = Vec::new();
+        // What hosts.toml names counts before what lies in folders.
+        for path in &tls.authorities {
+            all.push((path.clone(), Found::authority(read_pem(path).map_err(|error| named(path, error))?)));
+        }
+        if let Some((cert, key)) = &tls.client {
+            all.push((cert.clone(), Found::identity(cert, key.as_deref()).map_err(|error| named(cert, error))?));
+        }
+        for folder in self.certs_d.load().iter() {
+            for name in folder_names(host) {
+                let folder = folder.join(name);
+                let found = read_folder(&folder).map_err(|error| named(&folder, error))?;
+                all.push((folder, found));
+            }
+        }
+        let mut identified = false;
+        for (path, found) in all {
+            let bad = |what: &str| Failure::Tls(format!("{}: a {what} for {host} is not valid PEM", path.display()));
             let mut authorities = Vec::new();
             for pem in &found.authorities {
                 authorities.extend(Certificate::from_pem_bundle(pem).map_err(|_| bad("certificate authority"))?);
@@ -100,11 +122,12 @@ impl Clients {
             if !authorities.is_empty() {
                 builder = builder.tls_certs_merge(authorities);
             }
-            if let Some(pem) = &found.identity {
-                builder = builder.identity(Identity::from_pem(pem).map_err(|_| bad("client certificate or key"))?);
+            if let Some(pem) = found.identity.filter(|_| !identified) {
+                builder = builder.identity(Identity::from_pem(&pem).map_err(|_| bad("client certificate or key"))?);
+                identified = true;
             }
         }
-        if insecure {
+        if tls.unverified {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
         builder.build().map_err(|_| Failure::Tls("the TLS library refuses its settings".to_owned()))
@@ -116,6 +139,28 @@ struct Found {
     authorities: Vec<Vec<u8>>,
     /// Certificate and key, one after the other.
     identity: Option<Vec<u8>>,
+}
+
+impl Found {
+    fn authority(pem: Vec<u8>) -> Self {
+        Self { authorities: vec![pem], identity: None }
+    }
+
+    /// A certificate and its key, which may be in one file.
+    fn identity(cert: &Path, key: Option<&Path>) -> io::Result<Self> {
+        let mut pem = read_pem(cert)?;
+        pem.push(b'\n');
+        if let Some(key) = key {
+            pem.extend(read_pem(key)?);
+        }
+        Ok(Self { authorities: Vec::new(), identity: Some(pem) })
+    }
+}
+
+/// The names that a host's folder may have: `host:port`, and `host_port_` as containerd also has it.
+fn folder_names(host: &str) -> impl Iterator<Item = String> {
+    let other = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
+    std::iter::once(host.to_owned()).chain(other)
 }
 
 fn read_folder(folder: &Path) -> io::Result<Found> {
@@ -133,10 +178,7 @@ fn read_folder(folder: &Path) -> io::Result<Found> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => found.authorities.push(read_pem(&path)?),
             Some("cert") if found.identity.is_none() => {
-                let mut pem = read_pem(&path)?;
-                pem.push(b'\n');
-                pem.extend(read_pem(&path.with_extension("key"))?);
-                found.identity = Some(pem);
+                found.identity = Found::identity(&path, Some(&path.with_extension("key")))?.identity;
             }
             _ => {}
         }

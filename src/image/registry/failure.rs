@@ -65,8 +65,12 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 pub(super) fn from_send_error(error: &reqwest::Error) -> Failure {
+    if is_lookup(error) {
+        return Failure::Unresolved(with_cause("no address", error));
+    }
     let doing = if error.is_timeout() {
-        "connecting took too long"
+        // Looking the name up is a part of it.
+        return Failure::Stalled { after: super::clients::CONNECT_TIMEOUT };
     } else if error.is_connect() {
         "no connection"
     } else {
@@ -77,6 +81,18 @@ pub(super) fn from_send_error(error: &reqwest::Error) -> Failure {
 
 pub(super) fn from_body_error(error: &reqwest::Error) -> Failure {
     Failure::Connection(with_cause("the connection broke", error))
+}
+
+/// Whether the name of the host could not be looked up; the HTTP library has no other sign of it than this text.
+fn is_lookup(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.to_string() == "dns error" {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The innermost cause is of the operating system, of TLS or of the HTTP framing and never holds the URL, which the

@@ -22,7 +22,7 @@ async fn gated(layers: bool, images: Vec<(TestImage, &'static str)>) -> (Registr
 
 fn patient(room: &Room) {
     let patience = Patience { progress: Duration::from_secs(60), ..room.images.0.settings.load().patience.clone() };
-    room.images.0.settings.store(Arc::new(Settings { patience, platform: Platform::host() }));
+    room.images.0.settings.store(Arc::new(Settings { patience, ..Settings::of(&settings(room.dir.path(), &[])) }));
 }
 
 #[tokio::test]

@@ -1,0 +1,247 @@
+//! One `hosts.toml` of containerd: bytes in, hosts out. Reads nothing else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::super::reference::{Reference, check_host};
+use super::conf::{line_of, scrub, toml_error};
+use super::{Endpoint, Place, Scheme, Tls};
+
+/// Most hosts of one file.
+const MAX_HOSTS: usize = 64;
+/// Most headers of one host.
+const MAX_HEADERS: usize = 32;
+
+/// What one file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostsFile {
+    /// In the order of the file.
+    hosts: Vec<Host>,
+    /// Asked last; without an address it is the registry of the name.
+    server: Host,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Host {
+    address: Option<Address>,
+    resolves: bool,
+    serves: bool,
+    tls: Tls,
+    headers: HeaderMap,
+    line: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Address {
+    scheme: Scheme,
+    host: String,
+    api: String,
+}
+
+#[derive(Deserialize)]
+struct RawFile {
+    server: Option<Spanned<String>>,
+    #[serde(default)]
+    host: BTreeMap<String, Spanned<RawHost>>,
+    #[serde(flatten)]
+    own: RawHost,
+}
+
+#[derive(Deserialize)]
+struct RawHost {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMany>,
+    client: Option<RawClient>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    override_path: bool,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawClient {
+    One(String),
+    Many(Vec<OneOrMany>),
+}
+
+impl OneOrMany {
+    fn list(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(list) => list,
+        }
+    }
+}
+
+/// Reads a file; relative paths in it are below `folder`.
+///
+/// # Errors
+/// What is wrong, with its line. Never the text of the line: headers hold secrets.
+pub fn parse(bytes: &[u8], folder: &Path) -> Result<HostsFile, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+    let raw: RawFile = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+    if raw.host.len() > MAX_HOSTS {
+        return Err(format!("it has more than {MAX_HOSTS} hosts"));
+    }
+    let (server, line) = match raw.server {
+        Some(server) => {
+            let line = line_of(text, server.span().start);
+            (Some(server.into_inner()).filter(|server| !server.is_empty()), line)
+        }
+        None => (None, 1),
+    };
+    let server = raw.own.check(server.as_deref(), folder, line)?;
+    let mut hosts = Vec::new();
+    for (address, host) in raw.host {
+        let line = line_of(text, host.span().start);
+        hosts.push(host.into_inner().check(Some(&address), folder, line)?);
+    }
+    // The format's order is that of the file.
+    hosts.sort_by_key(|host| host.line);
+    Ok(HostsFile { hosts, server })
+}
+
+impl RawHost {
+    fn check(self, address: Option<&str>, folder: &Path, line: usize) -> Result<Host, String> {
+        let bad = |why: String| format!("line {line}: {why}");
+        let has = |word: &str| self.capabilities.as_ref().is_none_or(|words| words.iter().any(|one| one == word));
+        let (resolves, serves) = (has("resolve"), has("pull"));
+        for word in self.capabilities.iter().flatten() {
+            if !matches!(word.as_str(), "pull" | "resolve" | "push" | "referrers") {
+                return Err(bad(format!("capability {word:?} is not pull, resolve or push")));
+            }
+        }
+        let path = |text: String| folder.join(text);
+        let tls = Tls {
+            unverified: self.skip_verify,
+            authorities: self.ca.map(OneOrMany::list).unwrap_or_default().into_iter().map(path).collect(),
+            client: client(self.client, folder).map_err(bad)?,
+        };
+        let address = address.map(|text| read_address(text, self.override_path)).transpose().map_err(bad)?;
+        Ok(Host { address, resolves, serves, tls, headers: headers(self.header).map_err(bad)?, line })
+    }
+}
+
+/// `scheme://host[:port][/path]`; without a scheme it is https.
+fn read_address(text: &str, as_it_is: bool) -> Result<Address, String> {
+    let bad = |why: &str| format!("{:?}: {why}", scrub(text));
+    let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let url = Url::parse(&whole).map_err(|_| bad("it is not a URL"))?;
+    let scheme = match url.scheme() {
+        "https" => Scheme::Https,
+        "http" => Scheme::Http,
+        _ => return Err(bad("its scheme is neither http nor https")),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(bad("it has user information in it"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("it has a query or a fragment"));
+    }
+    let host = super::super::registry::authority(&url);
+    check_host(&host).map_err(bad)?;
+    let mut api = url.path().trim_end_matches('/').to_owned();
+    if !as_it_is && !api.ends_with("/v2") {
+        api.push_str("/v2");
+    }
+    Ok(Address { scheme, host, api })
+}
+
+/// A file, a list of one, or a pair of certificate and key in a list.
+fn client(raw: Option<RawClient>, folder: &Path) -> Result<Option<(PathBuf, Option<PathBuf>)>, String> {
+    let path = |text: &String| folder.join(text);
+    let pairs: Vec<Vec<String>> = match raw {
+        None => return Ok(None),
+        Some(RawClient::One(file)) => vec![vec![file]],
+        Some(RawClient::Many(list)) => list.into_iter().map(OneOrMany::list).collect(),
+    };
+    match pairs.as_slice() {
+        [] => Ok(None),
+        [pair] => match pair.as_slice() {
+            [cert] => Ok(Some((path(cert), None))),
+            [cert, key] => Ok(Some((path(cert), (!key.is_empty()).then(|| path(key))))),
+            _ => Err("client: a pair of certificate and key is wanted".to_owned()),
+        },
+        _ => Err("client: more than one client certificate for a host cannot be used".to_owned()),
+    }
+}
+
+fn headers(raw: BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, values) in raw {
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("header {name:?}: not a header"))?;
+        if matches!(parsed.as_str(), "host" | "content-length" | "transfer-encoding" | "range" | "accept") {
+            return Err(format!("header {name:?}: it is made for each request and cannot be set"));
+        }
+        for value in values.list() {
+            let mut value = HeaderValue::from_str(&value).map_err(|_| format!("header {name:?}: not a value"))?;
+            value.set_sensitive(true);
+            headers.append(parsed.clone(), value);
+        }
+    }
+    if headers.len() > MAX_HEADERS {
+        return Err(format!("more than {MAX_HEADERS} headers"));
+    }
+    Ok(headers)
+}
+
+impl HostsFile {
+    /// The places for a name, in order; one that may neither resolve nor pull is none.
+    pub(super) fn endpoints(&self, reference: &Reference, file: &Arc<Path>, own: &Endpoint) -> Vec<Endpoint> {
+        let mut places: Vec<Endpoint> = Vec::new();
+        let hosts = self.hosts.iter().map(|host| (host, true)).chain([(&self.server, false)]);
+        for (host, mirror) in hosts.filter(|(host, _)| host.resolves || host.serves) {
+            let mut place = Endpoint {
+                tls: host.tls.clone(),
+                headers: host.headers.clone(),
+                mirror,
+                resolves: host.resolves,
+                serves: host.serves,
+                place: Some(Place { file: file.clone(), line: host.line }),
+                ..own.clone()
+            };
+            if let Some(address) = &host.address {
+                (place.scheme, place.host, place.api) = (address.scheme, address.host.clone(), address.api.clone());
+                let proxy = place.address() != own.address();
+                place.namespace = proxy.then(|| reference.host().to_owned());
+            }
+            let same = |other: &Endpoint| other.shown() == place.shown();
+            if !places.iter().any(same) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    /// Whether a host of this file is spoken to without TLS or without verifying it.
+    pub(super) fn is_insecure(&self, name: &str) -> bool {
+        self.hosts.iter().chain([&self.server]).any(|host| {
+            let address = host.address.as_ref().filter(|address| address.host == name);
+            address.is_some_and(|address| host.tls.unverified || address.scheme == Scheme::Http)
+        })
+    }
+
+    /// Files that this one names.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.hosts.iter().chain([&self.server]).flat_map(|host| {
+            let client = host.tls.client.iter().flat_map(|(cert, key)| std::iter::once(cert).chain(key));
+            host.tls.authorities.iter().chain(client)
+        })
+    }
+}
