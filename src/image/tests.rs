@@ -17,6 +17,9 @@ use super::layers::fake::FakeLayers;
 use super::*;
 use server::{Registry, TestImage};
 
+/// A policy that lets everything in.
+pub(crate) const ANYTHING: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+
 /// An image store in a folder of its own.
 pub(crate) struct Room {
     pub dir: tempfile::TempDir,
@@ -46,7 +49,7 @@ impl Room {
     async fn open(path: &std::path::Path, layers: Arc<FakeLayers>, pinned: &[&str]) -> anyhow::Result<Images> {
         let config = settings(path, pinned);
         if !config.signature_policy.exists() {
-            std::fs::write(&config.signature_policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
+            std::fs::write(&config.signature_policy, ANYTHING)?;
         }
         let options = ImagesOptions { root: path.join("images"), config: config.clone() };
         let images = Images::open(options, layers).await?;

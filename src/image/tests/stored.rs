@@ -27,7 +27,9 @@ async fn a_pull_ends_in_layers_on_disk_and_a_removal_frees_them() -> anyhow::Res
     std::fs::write(dir.path().join("registries.conf"), insecure(&[&registry]))?;
     let root = dir.path().join("images");
     let storage = Storage::open(StorageOptions { images: root.clone(), containers: dir.path().join("containers") })?;
-    let options = ImagesOptions { root: root.clone(), config: settings(dir.path(), &[]) };
+    let config = settings(dir.path(), &[]);
+    std::fs::write(&config.signature_policy, ANYTHING)?;
+    let options = ImagesOptions { root: root.clone(), config };
     let images = Images::open(options, Arc::new(storage.clone())).await?;
     let name = registry.name("app:v1");
     let request = PullRequest { reference: name.clone(), auth: None, namespace: None };
