@@ -275,6 +275,8 @@ async fn it_quits_only_when_it_holds_nothing() {
     let term = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(term, rustix::process::Signal::TERM).unwrap();
     rustix::process::kill_process(term, rustix::process::Signal::HUP).unwrap();
+    // Signals are looked at before requests: once this is answered, both are, before the next request is read.
+    assert_eq!(node.keeper.held().await.unwrap().len(), 1);
     node.keeper.forget("a").await.unwrap();
     assert_eq!(node.keeper.pid(), pid, "SIGTERM and SIGHUP are survived while something is held");
     node.keeper.quit_if_idle().await;
