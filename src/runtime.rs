@@ -4,6 +4,7 @@
 //! child of the daemon. Every call has a clock, a fixed environment and a bound on what is read of it.
 
 mod adapt;
+pub mod advisories;
 pub mod cli;
 pub mod features;
 pub mod handlers;

@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::container::Container;
-use crate::runtime::OciRuntime;
+use crate::runtime::{OciRuntime, advisories};
 use crate::state::{ContainerRecord, SandboxRecord};
 
 use super::Services;
@@ -126,7 +126,10 @@ fn node_info(services: &Services) -> HashMap<String, String> {
     let handlers: Vec<_> = runtimes
         .handlers
         .iter()
-        .map(|(name, runtime)| json!({ "name": name, "path": runtime.program(), "version": runtime.features.version }))
+        .map(|(name, runtime)| {
+            let version = &runtime.features.version;
+            json!({ "name": name, "path": runtime.program(), "version": version, "advisories": advisories::of(version) })
+        })
         .collect();
     let cdi = resources.cdi.report();
     let config = json!({
@@ -134,6 +137,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "rootDir": config.server.root,
         "cgroupDriver": if resources.cgroups.is_systemd() { "systemd" } else { "cgroupfs" },
         "handlers": handlers,
+        "advisoriesNote": advisories::NOTE,
         "userNamespaces": resources.user_namespaces.as_ref().map_or_else(|lacking| json!({ "lacking": lacking }), |()| json!({})),
         "keeperPid": resources.keeper.pid(),
         "unusableImageFiles": &**services.images.unusable_files(),

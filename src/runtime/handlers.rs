@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::PATH;
 use super::cli::{OciRuntime, RuntimeSetup};
+use super::{PATH, advisories};
 use crate::config::{HandlerKind, Runtime};
 
 /// The runtimes that need no configuration, best first.
@@ -104,7 +104,9 @@ impl Handlers {
             let root = options.state.join("runtime").join(&name);
             make_private(&root).map_err(|source| HandlersError::State { path: root.clone(), source })?;
             let setup = RuntimeSetup { handler: name.clone(), program, root, systemd_cgroup: options.systemd_cgroup };
-            by_name.insert(name, Arc::new(OciRuntime::load(setup).await));
+            let runtime = OciRuntime::load(setup).await;
+            warn_of_advisories(&runtime);
+            by_name.insert(name, Arc::new(runtime));
         }
         Ok(Self { default, by_name })
     }
@@ -130,6 +132,15 @@ impl Handlers {
     /// Every handler, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<OciRuntime>)> {
         self.by_name.iter().map(|(name, runtime)| (name.as_str(), runtime))
+    }
+}
+
+fn warn_of_advisories(runtime: &OciRuntime) {
+    let found = advisories::of(&runtime.features.version);
+    if !found.is_empty() {
+        let (path, version) = (runtime.program().display(), &runtime.features.version);
+        let advisories = found.join(" ");
+        tracing::warn!(%path, version, advisories, "a runtime is open to known advisories, {}", advisories::NOTE);
     }
 }
 
