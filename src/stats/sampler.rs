@@ -23,8 +23,12 @@ use crate::sys::host::now_ns;
 /// The age up to which a sample is given again instead of a new one.
 pub const FRESH: Duration = Duration::from_secs(1);
 
-/// A thread that makes no step for so long hangs.
+/// A thread that makes no step for so long is given up. On a busy machine that happens to one that only waits for its turn,
+/// and costs no more than a sample that comes late.
 const STALL: Duration = Duration::from_millis(100);
+
+/// A read that takes so long does hang, and the log is told.
+const TELL: Duration = Duration::from_secs(10);
 
 /// What a question waits at most; then it is answered with what there is.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -86,11 +90,19 @@ struct Inner {
 struct Queue {
     waiting: VecDeque<Arc<Target>>,
     /// What the threads are at, those that hang included.
-    reading: Vec<Arc<Target>>,
+    reading: Vec<Reading>,
     threads: usize,
     /// Counts steps of the threads.
     steps: u64,
     watched: bool,
+}
+
+#[derive(Debug)]
+struct Reading {
+    target: Arc<Target>,
+    since: Instant,
+    /// The log has been told that it hangs.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -262,7 +274,7 @@ impl Sampler {
         self.name_devices(&target);
         let mut queue = self.queue();
         queue.steps += 1;
-        queue.reading.retain(|own| !Arc::ptr_eq(own, &target));
+        queue.reading.retain(|reading| !Arc::ptr_eq(&reading.target, &target));
         target.state.store(state::IDLE, Ordering::Release);
         // Those who wait look at all that they want each time: not after every single one.
         if queue.waiting.is_empty() || queue.steps.is_multiple_of(32) {
@@ -280,7 +292,7 @@ impl Sampler {
             Some(target) => {
                 queue.steps += 1;
                 target.state.store(state::READING, Ordering::Release);
-                queue.reading.push(target.clone());
+                queue.reading.push(Reading { target: target.clone(), since: Instant::now(), told: false });
                 Some(target)
             }
             None => {
@@ -290,21 +302,17 @@ impl Sampler {
         }
     }
 
-    /// As long as there is something to read: gives up what hangs, and has another thread read the rest.
+    /// As long as there is something to read, or to tell: gives up what hangs, and has another thread read the rest.
     async fn watch_threads(&self) {
         let mut last = None;
         loop {
             tokio::time::sleep(STALL).await;
             let mut queue = self.queue();
             if last.replace(queue.steps) == Some(queue.steps) {
-                for target in &queue.reading {
-                    if target.state.swap(state::HANGS, Ordering::AcqRel) != state::HANGS {
-                        tracing::warn!(of = target.source.name(), "reading statistics hangs; the last sample stands");
-                    }
+                for reading in &queue.reading {
+                    reading.target.state.store(state::HANGS, Ordering::Release);
                 }
-                if queue.waiting.is_empty() {
-                    queue.watched = false;
-                } else if queue.threads < MAX_THREADS {
+                if queue.threads < MAX_THREADS && !queue.waiting.is_empty() {
                     self.start_thread(&mut queue);
                 } else {
                     for target in queue.waiting.drain(..) {
@@ -313,10 +321,9 @@ impl Sampler {
                 }
                 self.inner.progress.send_replace(());
             }
-            if queue.waiting.is_empty() && queue.reading.len() == queue.hanging() {
+            queue.tell();
+            if queue.waiting.is_empty() && queue.reading.iter().all(|reading| reading.told) {
                 queue.watched = false;
-            }
-            if !queue.watched {
                 return;
             }
         }
@@ -357,7 +364,15 @@ impl Sampler {
 impl Queue {
     /// Threads that were given up.
     fn hanging(&self) -> usize {
-        self.reading.iter().filter(|target| target.state.load(Ordering::Acquire) == state::HANGS).count()
+        self.reading.iter().filter(|reading| reading.target.state.load(Ordering::Acquire) == state::HANGS).count()
+    }
+
+    /// Tells the log of what has hung for long, once.
+    fn tell(&mut self) {
+        for reading in self.reading.iter_mut().filter(|reading| !reading.told && reading.since.elapsed() >= TELL) {
+            reading.told = true;
+            tracing::warn!(of = reading.target.source.name(), "reading statistics hangs; the last sample stands");
+        }
     }
 }
 

@@ -113,6 +113,12 @@ async fn a_read_that_hangs_holds_up_only_itself() {
     // What hangs is not waited for a second time, and gets no second thread.
     sampler.refresh(&["c3", "c20"]).await;
     assert!(sampler.queue().threads <= 3, "{} threads", sampler.queue().threads);
+    // The log hears of them when they have hung for long, and not before; then nobody watches any more.
+    while sampler.queue().watched {
+        assert!(sampler.queue().reading.iter().all(|reading| !reading.told || reading.since.elapsed() >= TELL));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(sampler.queue().reading.iter().all(|reading| reading.told));
     for fifo in &fifos {
         release(fifo);
     }
