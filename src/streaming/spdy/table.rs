@@ -362,13 +362,13 @@ impl Table {
         self.settle(id);
     }
 
-    /// Resets a stream from here.
+    /// Resets a stream from here. What had come before is still its reader's: without it a FIN that came too would look
+    /// like the end of less.
     pub fn reset(&mut self, id: u32, status: Status) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.broken.is_none() {
             entry.broken = Some(Broken::Here);
             entry.reset_due = Some(status);
-            self.discard_received(id);
             self.discard_unsent(id);
             self.wake_both(id);
             self.notice(id);

@@ -59,6 +59,12 @@ impl Table {
     fn turn(&mut self, id: u32, out: &mut Vec<u8>) -> Turn {
         let Some(entry) = self.entries.get_mut(&id) else { return Turn::Done };
         if let Some(status) = entry.reset_due.take() {
+            if matches!(entry.phase, Phase::Accepting) {
+                // It was accepted and dropped at once. Without its reply the opener would hear of a refusal, and Go's client
+                // gives up all of a session for one.
+                frame::put_syn_reply(out, id, &self.deflater.write(&Headers::default()));
+                entry.phase = Phase::Open;
+            }
             frame::put_rst_stream(out, id, status);
         }
         if entry.broken.is_some() {

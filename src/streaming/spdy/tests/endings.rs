@@ -231,3 +231,32 @@ async fn bytes_before_a_reset_are_not_lost() {
     assert_eq!((got.as_slice(), error.kind()), (b"before".as_slice(), ErrorKind::ConnectionReset));
     assert_eq!(far.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn a_stream_that_is_accepted_and_dropped_at_once_has_its_reply_first() {
+    let (mut peer, _session, mut incoming) = raw(Limits::default());
+    let syn = peer.syn(1, 0);
+    peer.send(&syn).await;
+    drop(incoming.next().await.unwrap().accept());
+    assert_eq!(peer.see_after_greeting().await, Some(Seen::SynReply(1)));
+    assert_eq!(peer.see().await, Some(Seen::Reset(1, Status::CANCEL)));
+    // A client of ours gets its stream, and hears of the reset when it reads.
+    let ((session, _other), (_served, mut incoming)) = pair(1000, &Limits::default());
+    let dropping = async { drop(incoming.next().await.unwrap().accept()) };
+    let (stream, ()) = tokio::join!(session.open([("a", "b")]), dropping);
+    assert_eq!(stream.unwrap().read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn what_came_before_a_reset_of_ours_is_still_read() {
+    let (mut peer, _session, mut incoming) = raw(Limits::default());
+    // Data after the end: the stream is reset, but its reader is not to take less than there was for all of it.
+    let bytes = [peer.syn(1, 0), data(1, true, b"all of it"), data(1, false, b"too late")].concat();
+    peer.send(&bytes).await;
+    let mut stream = incoming.next().await.unwrap().accept();
+    assert_eq!(peer.see_after_greeting().await, Some(Seen::Reset(1, Status::STREAM_ALREADY_CLOSED)));
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"all of it");
+    assert_eq!(stream.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionAborted);
+}
