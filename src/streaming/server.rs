@@ -33,7 +33,8 @@ use super::{Shared, Ticket, portforward, remote};
 /// Connections that have not shown a token yet.
 pub const MAX_PENDING: usize = 256;
 
-/// Sessions at a time, over all containers and pods.
+/// Sessions at a time, over all containers and pods. So there are never more than `MAX_PENDING + MAX_SESSIONS` connections:
+/// whatever is neither has been closed. No cap is set on those of one address, since all come from the API server's.
 pub const MAX_SESSIONS: usize = 1024;
 
 /// How long a client may take for its TLS handshake, and then again for the head of its request.
