@@ -24,6 +24,7 @@ crate::once!(
     cve_2022_23471_resizes_for_what_never_began,
     cve_2025_64329_attached_and_gone,
     cve_2026_35469_lengths_that_lie,
+    cve_2026_35469_header_blocks_that_grow,
     conmon_rs_cfa1bdbe_output_that_nobody_reads,
     tokens_are_bounded_and_not_logged,
     a_pair_without_its_other_half,
@@ -223,6 +224,75 @@ async fn cve_2026_35469_lengths_that_lie() -> Result<()> {
     let now = memory(&node)?;
     ensure!(now < held + (4 << 20), "the daemon grew from {held} to {now} bytes");
     works(&node, &client, &id).await
+}
+
+/// A compressed header block that begins with these bytes and goes on with so many zeros.
+fn block(begin: &[u8], zeros: usize) -> Result<Vec<u8>> {
+    // The zlib header that asks for the dictionary of SPDY/3; the rest uses none of it.
+    let mut block = vec![0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2];
+    let mut zlib = flate2::Compress::new(flate2::Compression::best(), false);
+    let plain = [begin, &vec![0; zeros]].concat();
+    block.reserve(64 * 1024);
+    zlib.compress_vec(&plain, &mut block, flate2::FlushCompress::Sync)?;
+    ensure!(zlib.total_in() == plain.len() as u64 && block.len() < 16 * 1024 - 10, "{} bytes", block.len());
+    Ok(block)
+}
+
+async fn cve_2026_35469_header_blocks_that_grow() -> Result<()> {
+    let (node, client, id, pod) = Box::pin(idle()).await?;
+    works(&node, &client, &id).await?;
+    let before = Ledger::take(&node).await?;
+    let held = memory(&node)?;
+    // What is remembered as the most memory in use begins anew (proc(5), clear_refs).
+    std::fs::write(node.world.seen(format!("/proc/{}/clear_refs", node.daemon_pid()?)), "5")?;
+    let one = [0, 0, 0, 1, 0, 0, 0, 1, b'a'];
+    // Each is about what a control frame may have, 16 KiB, and inflates to a thousand times as much.
+    let blocks = [
+        ("one large value", block(&[&one[..], &(15_u32 << 20).to_be_bytes()].concat(), 15 << 20)?),
+        ("a value that is said to be larger still", block(&[&one[..], &[0x7f, 0xff, 0xff, 0xff]].concat(), 15 << 20)?),
+        ("a name of 2 GiB", block(&[0, 0, 0, 1, 0x80, 0, 0, 0], 15 << 20)?),
+        ("2^31 empty headers", block(&[0x80, 0, 0, 0], 15 << 20)?),
+    ];
+    let attack = async |what: &str, block: &[u8], url: &str, version: &str| -> Result<()> {
+        let headers = format!("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {version}\r\n");
+        let (status, head, mut stream) = request(&node, url, "POST", &headers).await?;
+        ensure!(status == 101, "{head}");
+        let [_, a, b, c] = u32::try_from(block.len() + 10)?.to_be_bytes();
+        let syn_stream = [&[0x80, 3, 0, 1, 0, a, b, c, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], block].concat();
+        let _ = stream.write_all(&syn_stream).await;
+        // The write side stays open: it is the server that ends this.
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        let _ = end.with_context(|| format!("{what}: the connection stays open"))?;
+        // The last frame is a GOAWAY for a broken protocol.
+        ensure!(rest.ends_with(&[0, 0, 0, 1]) && rest.len() < 4096, "{what}: {rest:?}");
+        Ok(())
+    };
+    for (what, block) in &blocks {
+        let mut at_once = Vec::new();
+        for n in 0..16 {
+            let (url, version) = if n % 2 == 0 {
+                (exec_url(&client, &id, &["true"], "o").await?, "v4.channel.k8s.io")
+            } else {
+                (forward_url(&client, &pod, &[]).await?, "portforward.k8s.io")
+            };
+            at_once.push((url, version));
+        }
+        let attacks = at_once.iter().map(|(url, version)| attack(what, block, url, version));
+        futures_util::future::try_join_all(attacks).await?;
+    }
+    let peak = peak_memory(&node)?;
+    println!("header blocks that grow: {held} bytes before, {peak} at the most");
+    ensure!(peak < held + (8 << 20), "the daemon grew from {held} to {peak} bytes");
+    before.assert_same(&node).await?;
+    works(&node, &client, &id).await
+}
+
+/// The most memory that the daemon has had in use (proc(5), VmHWM).
+fn peak_memory(node: &Node) -> Result<u64> {
+    let status = std::fs::read_to_string(node.world.seen(format!("/proc/{}/status", node.daemon_pid()?)))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 async fn conmon_rs_cfa1bdbe_output_that_nobody_reads() -> Result<()> {
