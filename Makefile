@@ -5,7 +5,7 @@ RUNTIME ?= crun
 REPEAT ?= 1
 ENV = . deploy/scripts/toolchain.sh
 
-.PHONY: help run test vm-test system-test crictl critest youki kubelet kubelet-test bench build tools images deps clean
+.PHONY: help run test vm-test system-test crictl critest youki kubelet kubelet-test fuzz bench build tools images deps clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ kubelet: ## A real kubelet into critest/bin, from the Go module proxy (some minu
 
 kubelet-test: build tools images kubelet ## A real kubelet drives cricket (as root), with RUNTIME=crun or runc; KEEP=DIR keeps the logs
 	@$(ENV) && need_root $@ && deploy/scripts/install.sh test && tests/kubelet.sh $(RUNTIME)
+
+fuzz: ## Fuzzing of what reads untrusted bytes, TIME seconds for each target (60), or only TARGET; SANITIZER=address
+	@TIME=$(TIME) TARGET=$(TARGET) SANITIZER=$(SANITIZER) deploy/scripts/fuzz.sh
 
 bench: tools images ## Latency and memory beside the raw runtime (as root), with RUNTIME=crun or runc
 	@$(ENV) && need_root $@ && need_cargo && cargo build --release && tests/bench.sh $(RUNTIME)

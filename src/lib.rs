@@ -20,6 +20,8 @@ pub mod container;
 pub mod daemon;
 pub mod devices;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod keeper;
 pub mod monitor;

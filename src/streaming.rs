@@ -27,7 +27,7 @@ mod tls;
 mod token;
 mod url;
 mod verdict;
-pub mod websocket;
+pub(crate) mod websocket;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

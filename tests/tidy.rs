@@ -11,7 +11,7 @@ use source::{Source, rooms, sources};
 
 /// The rooms, from the edge inwards; those of one line do not know each other, but for [`SIDEWAYS`].
 const LAYERS: &[&[&str]] = &[
-    &["main"],
+    &["main", "fuzzing"],
     &["cli"],
     &["daemon"],
     &["rpc", "streaming"],
@@ -215,6 +215,22 @@ fn licences_of_all_dependencies_are_allowed() {
         .map(|package| format!("{}: {}", package.name, package.license.as_deref().unwrap_or("no licence is stated")))
         .collect();
     expect_none(&refused, "crates whose licence is not on the list in tests/tidy/spdx.rs:");
+}
+
+/// The fuzzing targets are a workspace of their own, so the rule above does not see what they need.
+#[test]
+fn fuzzing_takes_no_crates_that_the_daemon_and_its_tests_do_not() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(top.join(name)).expect("a lock file");
+    let names = |lock: &str| -> std::collections::BTreeSet<String> {
+        lock.lines().filter_map(|line| Some(line.strip_prefix("name = \"")?.trim_end_matches('"').to_owned())).collect()
+    };
+    let (ours, fuzzing) = (names(&read("Cargo.lock")), names(&read("fuzz/Cargo.lock")));
+    // LLVM's libFuzzer is in the targets only, under MIT or Apache-2.0, and NCSA.
+    let known = |name: &&String| ours.contains(*name) || ["cricket-fuzz", "libfuzzer-sys"].contains(&name.as_str());
+    let other: Vec<String> = fuzzing.iter().filter(|name| !known(name)).cloned().collect();
+    assert!(fuzzing.contains("libfuzzer-sys") && fuzzing.len() > 50, "fuzz/Cargo.lock lists {} crates", fuzzing.len());
+    expect_none(&other, "crates that only fuzz/Cargo.lock has; is their licence allowed? Then name them here:");
 }
 
 #[test]

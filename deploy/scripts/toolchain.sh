@@ -39,6 +39,18 @@ need_go() {
     fi
 }
 
+need_fuzz() {
+    need_cargo || return 1
+    if ! cargo +nightly --version >/dev/null 2>&1; then
+        echo "there is no nightly toolchain, which libFuzzer's instrumentation needs: rustup toolchain install nightly --profile minimal" >&2
+        return 1
+    fi
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2
+        return 1
+    fi
+}
+
 need_root() {
     [ "$(id -u)" = 0 ] || { echo "this needs root: sudo make $1" >&2; return 1; }
 }

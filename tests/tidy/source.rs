@@ -11,11 +11,11 @@ pub struct Source {
     code: String,
 }
 
-/// Every file of the daemon, its tests and the contract, but for generated code.
+/// Every file of the daemon, its tests, the fuzzing targets and the contract, but for generated code.
 pub fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    for dir in ["src", "tests", "proto/src", "proto/tests", "benches"] {
+    for dir in ["src", "tests", "proto/src", "proto/tests", "benches", "fuzz/src", "fuzz/fuzz_targets"] {
         collect(&root.join(dir), &mut files);
     }
     assert!(files.len() > 20, "only {} files were found", files.len());

@@ -218,7 +218,6 @@ pub enum Sent {
     Text,
     Binary,
     Close,
-    Ping,
     Pong,
 }
 
@@ -229,7 +228,6 @@ pub fn put_header(out: &mut BytesMut, kind: Sent, size: usize) {
             Sent::Text => 1,
             Sent::Binary => 2,
             Sent::Close => 8,
-            Sent::Ping => 9,
             Sent::Pong => 10,
         };
     out.extend_from_slice(&[first]);
