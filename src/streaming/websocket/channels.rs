@@ -37,6 +37,9 @@ const OUT_QUEUE: usize = 2;
 /// How often a client whose input is not read hears that we are alive. Clients give up after a minute.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
 
+/// How long a client that broke the rules may take to hear so.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// How a connection is divided.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -85,6 +88,7 @@ where
         waiting: None,
         closing: false,
         stalled: None,
+        failed: None,
     };
     let ended = CancellationToken::new();
     let guard = ended.clone().drop_guard();
@@ -113,7 +117,8 @@ impl Handle {
         self.ended.cancelled().await;
     }
 
-    /// Sends what waits and a close frame, and returns when the client has closed too.
+    /// Sends what waits and a close frame, and returns when the client has closed too. A writer that was left in the middle of
+    /// a write must have been dropped or shut down: it keeps its place in the queue, and this one is behind it.
     pub async fn close(self) {
         let _ = self.out.send(Outgoing::Close(CLOSE_NORMAL)).await;
         self.ended.cancelled().await;
@@ -156,6 +161,8 @@ struct Driver<IO> {
     /// We have sent a close frame.
     closing: bool,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What ended the connection, while the client is being told.
+    failed: Option<(ChannelError, Pin<Box<Sleep>>)>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
@@ -163,6 +170,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        if this.failed.is_some() {
+            return this.poll_farewell(cx);
+        }
         this.send_queued(cx)?;
         loop {
             match ready!(this.poll_input(cx)) {
@@ -170,9 +180,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
                 Ok(false) => break,
                 Err(error) => {
                     this.socket.close(CLOSE_PROTOCOL);
-                    // Said once; a client that does not read it is not waited for.
-                    let _ = this.socket.poll_flush(cx);
-                    return Poll::Ready(Err(error));
+                    this.failed = Some((error, Box::pin(tokio::time::sleep(FAREWELL))));
+                    return this.poll_farewell(cx);
                 }
             }
         }
@@ -183,6 +192,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
+    /// Writes the close frame that says why. To try only once is not enough: a connection that has much room may still be
+    /// told to wait, after the many answers of a client's many pings.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        let Some((_, clock)) = &mut self.failed else { return Poll::Ready(Ok(())) };
+        if self.socket.poll_flush(cx).is_pending() && clock.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.failed.take().map_or(Ok(()), |(error, _)| Err(error)))
+    }
+
     fn send_queued(&mut self, cx: &mut Context<'_>) -> Result<(), ChannelError> {
         let failed = |error| ChannelError::Socket(SocketError::Io(error));
         loop {

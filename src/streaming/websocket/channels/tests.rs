@@ -142,6 +142,25 @@ async fn a_client_that_breaks_the_rules_is_told_and_left() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_after_any_number_of_pings() {
+    let (mut client, _readers, handle) = pair(&layout(false, true)).await;
+    // All of them at once, so that they are dealt with in one go.
+    for _ in 0..1000 {
+        client.feed(Message::Ping("x".into())).await.unwrap();
+    }
+    client.feed(binary(&[&[255, 9]])).await.unwrap();
+    client.flush().await.unwrap();
+    let closed = loop {
+        match next(&mut client).await {
+            Message::Pong(_) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(&closed, Message::Close(Some(frame)) if u16::from(frame.code) == CLOSE_PROTOCOL), "{closed:?}");
+    handle.ended().await;
+}
+
+#[tokio::test]
 async fn noise_and_sudden_ends_end_it() {
     for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0x82, 0x05, 1, 2, 3, 4, 5], b""] {
         let (ours, mut theirs) = duplex(4096);
