@@ -82,4 +82,23 @@ mod tests {
         }
         assert!(allowed("run.oci.handler", &patterns(&["run.oci.*"])));
     }
+
+    proptest::proptest! {
+        /// What passes is named byte for byte, or begins as a pattern does up to its star; nothing else is near enough.
+        #[test]
+        fn what_passes_was_named(
+            key in "(run\\.oci\\.|org\\.|io\\.|a|b|\\*|/){0,5}",
+            list in proptest::collection::vec("(run\\.oci\\.|org\\.|io\\.|a|b|\\*|/){0,4}\\*?", 0..4),
+        ) {
+            let named = list.iter().any(|pattern| {
+                let whole = *pattern == key && !pattern.ends_with('*');
+                whole || pattern.strip_suffix('*').is_some_and(|beginning| key.get(..beginning.len()) == Some(beginning))
+            });
+            let passes = allowed(&key, &list);
+            proptest::prop_assert!(named || !passes, "{key} passed {list:?}");
+            if passes && key.starts_with("run.oci.") {
+                proptest::prop_assert!(list.iter().any(|pattern| pattern.starts_with("run.oci.")), "{key} passed {list:?}");
+            }
+        }
+    }
 }

@@ -282,4 +282,39 @@ mod tests {
         assert!(root.append_file("victim", 0o640).is_ok());
         Ok(())
     }
+
+    /// A place in a small tree, and a target of a link: often one that climbs.
+    fn place() -> impl proptest::strategy::Strategy<Value = (String, String)> {
+        use proptest::prelude::*;
+        let name = || prop_oneof![Just("a"), Just("b"), Just("c")];
+        let at = prop::collection::vec(name(), 1..4).prop_map(|parts| parts.join("/"));
+        let part = prop_oneof![4 => Just(".."), 1 => Just("."), 1 => Just(""), 6 => name()];
+        (at, prop::collection::vec(part, 1..7).prop_map(|parts| parts.join("/")))
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+        /// Whatever links there are, what is opened lies inside, or nothing is.
+        #[test]
+        fn a_forest_of_links_leads_nowhere_else(
+            links in proptest::collection::vec(place(), 0..12), (_, asked) in place(),
+        ) {
+            let temp = tempfile::tempdir().unwrap();
+            let inner = temp.path().join("inner");
+            std::fs::create_dir_all(inner.join("a/b/c")).unwrap();
+            for name in ["a", "b", "c"] {
+                std::fs::write(temp.path().join(name), "outside").unwrap();
+            }
+            for (at, target) in &links {
+                // Some have no folder to be in, or are there already.
+                let _ = std::os::unix::fs::symlink(target, inner.join(at));
+            }
+            let root = Root::open(&inner).unwrap();
+            for opened in [root.open_in_root(&asked, OFlags::PATH, 0), root.open_beneath(&asked, OFlags::PATH, 0)] {
+                let Ok(fd) = opened else { continue };
+                let real = std::fs::read_link(magic_path(fd.as_fd())).unwrap();
+                proptest::prop_assert!(real.starts_with(&inner), "{asked:?} led to {}", real.display());
+            }
+        }
+    }
 }
