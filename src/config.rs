@@ -128,6 +128,8 @@ pub struct Image {
     pub max_concurrent_downloads: u32,
     /// A download that moved no byte for this long is given up, in seconds.
     pub pull_progress_timeout: u32,
+    /// Bytes per second that the download of a layer must reach over that long; 0: any speed will do.
+    pub pull_min_rate: u32,
     /// Images (names, or globs with `*`) that the kubelet must not collect.
     pub pinned: Vec<String>,
 }
@@ -217,6 +219,7 @@ impl Default for Image {
             signature_policy_dir: "/etc/cricket/policies".into(),
             max_concurrent_downloads: 6,
             pull_progress_timeout: 60,
+            pull_min_rate: 1024,
             pinned: Vec::new(),
         }
     }

@@ -277,7 +277,7 @@ impl Settings {
     fn of(config: &ImageSettings) -> Self {
         let progress = Duration::from_secs(u64::from(config.pull_progress_timeout.max(1)));
         Self {
-            patience: Patience::new(progress),
+            patience: Patience { least_rate: config.pull_min_rate.into(), ..Patience::new(progress) },
             platform: Platform::host(),
             auth_file: config.auth_file.clone(),
             auth_dir: config.auth_dir.clone(),

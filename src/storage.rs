@@ -36,7 +36,7 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
-pub use digest::{Digest, DigestError};
+pub use digest::{Digest, DigestError, Hasher};
 pub use error::StorageError;
 pub use layers::{RemovedLayers, StagedLayer};
 pub use lease::LayerLease;

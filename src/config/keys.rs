@@ -116,6 +116,11 @@ pub const KEYS: &[Key] = &[
         "image.pull_progress_timeout",
         "A download that moved no byte for this long is given up, in seconds: 1 to 86400.",
     ),
+    live(
+        "image.pull_min_rate",
+        "The download of a layer that is slower, in bytes per second over the length of `pull_progress_timeout`, is given up:\n\
+         0 to 1073741824. 0: any speed will do.",
+    ),
     live("image.pinned", "Images that the kubelet must not collect: names, or globs with `*`."),
     key(
         "streaming.listen",

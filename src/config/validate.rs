@@ -38,6 +38,7 @@ pub(super) fn check(config: &Config) -> Result<(), Flaw> {
     absolute("image.signature_policy_dir", &image.signature_policy_dir)?;
     range("image.max_concurrent_downloads", image.max_concurrent_downloads, 1, 64)?;
     range("image.pull_progress_timeout", image.pull_progress_timeout, 1, 86_400)?;
+    range("image.pull_min_rate", image.pull_min_rate, 0, 1 << 30)?;
     for pattern in &image.pinned {
         if pattern.is_empty() || pattern.len() > 512 {
             return Err(flaw("image.pinned", pattern, "a name or a glob of 1 to 512 bytes is wanted"));

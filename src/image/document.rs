@@ -36,6 +36,8 @@ pub enum ContentError {
     Digest { what: &'static str, want: Digest, got: Digest },
     #[error("{what} has {got} bytes, not {want}")]
     Size { what: &'static str, want: u64, got: u64 },
+    #[error("{what} is not the same any more as when its download began")]
+    Changed { what: &'static str },
     #[error("{what} is not valid: {reason}")]
     Json { what: &'static str, reason: String },
     #[error("media type {0:?} is not that of an image manifest or index")]

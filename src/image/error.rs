@@ -175,6 +175,8 @@ pub enum Failure {
     Unresolved(String),
     #[error("no answer and no byte for {} ms", after.as_millis())]
     Stalled { after: Duration },
+    #[error("too slow: {got} bytes in {} s", over.as_secs())]
+    Slow { got: u64, over: Duration },
     #[error("HTTP {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
     Status { status: u16, code: Option<&'static str> },
     #[error("too many requests (HTTP 429){}", wait.map(|s| format!("; it asks to wait {s} s")).unwrap_or_default())]
@@ -207,6 +209,7 @@ impl Failure {
             Self::Connection(_)
             | Self::Unresolved(_)
             | Self::Stalled { .. }
+            | Self::Slow { .. }
             | Self::RateLimited { .. }
             | Self::Truncated { .. } => true,
             Self::Status { status, .. } => *status >= 500,

@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use self::archive::{Entry, Source};
 use super::config::{self, ConfigFile, LayerPlan};
@@ -24,7 +23,7 @@ use super::record::ImageRecord;
 use super::reference::{Reference, check_tag};
 use super::table::Addition;
 use super::{Inner, on_disk};
-use crate::storage::Digest;
+use crate::storage::{Digest, Hasher};
 
 pub(super) use archive::sweep;
 
@@ -232,14 +231,14 @@ impl Job<'_> {
             return Err(self.content(error));
         }
         let unpack = |source| ImageError::Unpack { reference: self.shown(), layer: layer.digest.to_string(), source };
-        let mut hashed = Hashed { inner: entry, hasher: Sha256::new() };
+        let mut hashed = Hashed { inner: entry, hasher: Hasher::new() };
         let mut head = Vec::with_capacity(4);
         (&mut hashed).take(4).read_to_end(&mut head).map_err(|error| self.broken(place, error))?;
         let packing = Packing::sniff(&head);
         let mut content = Cursor::new(head).chain(&mut hashed);
         let staged = self.inner.layers.stage(&layer.chain, &layer.diff_id, packing, &mut content).map_err(unpack)?;
         io::copy(&mut hashed, &mut io::sink()).map_err(|error| self.broken(place, error))?;
-        let got = Digest::from_sha256(&hashed.hasher.finalize().into());
+        let got = hashed.hasher.finish();
         if got != layer.digest {
             return Err(self.content(ContentError::Digest { what: "the layer", want: layer.digest.clone(), got }));
         }
@@ -323,14 +322,14 @@ fn blob_path(digest: &Digest) -> String {
 }
 
 fn hash(mut entry: Entry) -> io::Result<Digest> {
-    let mut hashed = Hashed { inner: &mut entry, hasher: Sha256::new() };
+    let mut hashed = Hashed { inner: &mut entry, hasher: Hasher::new() };
     io::copy(&mut hashed, &mut io::sink())?;
-    Ok(Digest::from_sha256(&hashed.hasher.finalize().into()))
+    Ok(hashed.hasher.finish())
 }
 
 struct Hashed<R> {
     inner: R,
-    hasher: Sha256,
+    hasher: Hasher,
 }
 
 impl<R: Read> Read for Hashed<R> {

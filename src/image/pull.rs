@@ -9,6 +9,7 @@ mod pipe;
 mod resolve;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::try_join_all;
 
@@ -187,6 +188,7 @@ async fn commit(inner: Arc<Inner>, commit: Commit) -> Result<Arc<ImageRecord>, I
         held.push(state);
     }
     let store = inner.layers.clone();
+    let began = Instant::now();
     let committed = task::blocking(move || if staged.is_empty() { Ok(()) } else { store.commit(staged) }).await;
     if committed.is_ok() {
         for state in &mut held {
@@ -195,11 +197,17 @@ async fn commit(inner: Arc<Inner>, commit: Commit) -> Result<Arc<ImageRecord>, I
     }
     drop(held);
     drop(waiters);
-    committed.map_err(|source| ImageError::Commit { reference: name, source })?;
+    committed.map_err(|source| ImageError::Commit { reference: name.clone(), source })?;
     task::blocking(move || {
         addition.layers_size = on_disk(inner.layers.as_ref(), &addition.chain);
         let record = inner.table.add(addition);
         inner.release(lease);
+        let took = began.elapsed();
+        tracing::debug!(
+            image = name,
+            durable_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "the image is durable"
+        );
         record
     })
     .await

@@ -9,6 +9,7 @@
 
 pub mod auth;
 pub mod auth_file;
+mod blob;
 mod clients;
 mod failure;
 
@@ -19,6 +20,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValu
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
+pub use blob::{Download, Progress};
 pub use clients::Clients;
 pub use prost::bytes::Bytes;
 
@@ -40,6 +42,8 @@ const MAX_HEADER: usize = 8 * 1024;
 pub struct Patience {
     /// Without a byte for this long, a request is given up.
     pub progress: Duration,
+    /// Bytes per second that a layer must come with, taken over the length of the progress clock; 0: any speed will do.
+    pub least_rate: u64,
     /// Further tries of a request that failed in passing.
     pub retries: u32,
     /// Wait before the first of them; doubles each time.
@@ -52,7 +56,8 @@ impl Patience {
     /// The defaults around the configured progress clock.
     #[must_use]
     pub fn new(progress: Duration) -> Self {
-        Self { progress, retries: 3, backoff: Duration::from_millis(300), max_wait: Duration::from_secs(30) }
+        let (backoff, max_wait) = (Duration::from_millis(300), Duration::from_secs(30));
+        Self { progress, least_rate: 0, retries: 3, backoff, max_wait }
     }
 
     /// The wait before retry number `tried`, with up to half of it again at random, so that nodes do not come in step.
@@ -173,37 +178,6 @@ impl Session {
         }
     }
 
-    /// Starts the download of a blob from an offset. The second value is how many bytes of the answer come before it:
-    /// a server that knows no ranges sends all.
-    ///
-    /// # Errors
-    /// [`Failure`] when it is not served.
-    pub async fn blob(&self, digest: &Digest, offset: u64) -> Result<(Response, u64), Failure> {
-        let range = (offset > 0).then(|| format!("bytes={offset}-"));
-        let response = self.send(Method::GET, &format!("blobs/{digest}"), None, range.as_deref()).await?;
-        if offset == 0 || response.status() != StatusCode::PARTIAL_CONTENT {
-            return Ok((response, offset));
-        }
-        let stated = header(response.headers(), "content-range");
-        if stated.starts_with(&format!("bytes {offset}-")) {
-            Ok((response, 0))
-        } else {
-            Err(Failure::Connection("it answered with another range than asked for".to_owned()))
-        }
-    }
-
-    /// The next piece of a body under the progress clock; `None` at its end.
-    ///
-    /// # Errors
-    /// [`Failure::Stalled`] and [`Failure::Connection`].
-    pub async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
-        match tokio::time::timeout(self.patience.progress, response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(from_body_error(&error)),
-            Err(_) => Err(Failure::Stalled { after: self.patience.progress }),
-        }
-    }
-
     async fn body(&self, mut response: Response, what: &'static str, cap: usize) -> Result<Vec<u8>, Failure> {
         let too_large =
             || Failure::Content(ContentError::TooLarge { what, limit: u64::try_from(cap).unwrap_or(u64::MAX) });
@@ -299,8 +273,8 @@ impl Session {
     async fn pause_at_least(&self, failure: Failure, tried: &mut u32, asked: Option<Duration>) -> Result<(), Failure> {
         // A stall has had its clock already, a resolver has asked several times by itself, and content that is wrong stays
         // wrong.
-        let passing =
-            failure.is_unavailability() && !matches!(failure, Failure::Stalled { .. } | Failure::Unresolved(_));
+        let had = matches!(failure, Failure::Stalled { .. } | Failure::Slow { .. } | Failure::Unresolved(_));
+        let passing = failure.is_unavailability() && !had;
         if !passing || *tried >= self.patience.retries {
             return Err(failure);
         }

@@ -1,10 +1,12 @@
 //! The image store against registries of our own making, on loopback.
 
 mod access;
+mod collector;
 mod hostile;
 mod lifecycle;
 mod places;
 mod real;
+mod resume;
 pub(crate) mod server;
 mod sharing;
 mod stored;
@@ -55,6 +57,7 @@ impl Room {
         let images = Images::open(options, layers).await?;
         let patience = Patience {
             progress: Duration::from_millis(500),
+            least_rate: 0,
             retries: 2,
             backoff: Duration::from_millis(1),
             max_wait: Duration::from_secs(2),

@@ -6,7 +6,7 @@
 //!
 //! A layer is hostile. Its bytes meet a parser with bounds ([`archive`], [`pax`], [`name`]), and every path is resolved by
 //! the kernel below the descriptor of the layer's own directory ([`tree`]). The whole stream is read, so that the digest
-//! covers what follows the archive, too. Memory is bounded: ten buffers, one extension header, and the caches of the tree.
+//! covers what follows the archive, too. Memory is bounded: six buffers, one extension header, and the caches of the tree.
 
 use std::io::Read;
 use std::os::fd::AsFd as _;
@@ -19,6 +19,7 @@ mod name;
 mod pax;
 mod stream;
 mod tree;
+mod zstd_window;
 
 #[cfg(test)]
 mod tests;

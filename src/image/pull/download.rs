@@ -10,15 +10,17 @@ use super::super::config::LayerPlan;
 use super::super::document::ContentError;
 use super::super::error::{Attempt, Failure};
 use super::super::layers::{LayerStore, Packing, Staged};
-use super::super::registry::{Bytes, Session};
+use super::super::registry::{Bytes, Download, Progress, Session};
 use super::pipe::{Pipe, PipeError};
 use super::{LayerFault, LayerResult, Slot};
 use crate::task;
 
-/// Pieces between the network and the unpacker.
-const PIECES: usize = 8;
+/// Pieces between the network and the unpacker. The HTTP library makes them of at most 400 KiB.
+const PIECES: usize = 4;
 /// Times that one download may be taken up again where it broke.
 const MAX_RESUMES: u32 = 8;
+/// Of these, times after a stall: each has cost a whole progress clock.
+const MAX_STALLS: u32 = 1;
 
 /// Gets a layer from the first place that serves it right.
 pub(super) async fn fetch(inner: Arc<Inner>, sessions: Arc<[Arc<Session>]>, layer: LayerPlan) -> LayerResult {
@@ -94,36 +96,43 @@ async fn feed(
     feeder: mpsc::Sender<Bytes>,
     attempts: &mut Vec<Attempt>,
 ) -> Fed {
-    let mut offset = 0;
+    let mut progress = Progress::default();
     let mut resumes = 0;
     for (at, session) in sessions.iter().enumerate() {
-        let mut tried = 0;
+        progress.elsewhere();
+        let (mut tried, mut stalls) = (0, 0);
         let failure = loop {
             // A request that got no answer was tried again inside; what is taken up again here is a body that broke.
-            let (response, skip) = match session.blob(&layer.digest, offset).await {
-                Ok(answer) => answer,
+            let before = progress.offset;
+            let failure = match session.blob(&layer.digest, layer.size, &mut progress).await {
+                Ok(download) => match pump(session, download, layer, (&mut progress.offset, &feeder)).await {
+                    Ok(true) => return Fed::Whole(at),
+                    Ok(false) => return Fed::Unread(at),
+                    Err(failure) => failure,
+                },
+                // Its patience is used up already.
+                Err(failure @ Failure::Content(_)) => failure,
                 Err(failure) => break failure,
             };
-            let before = offset;
-            match pump(session, response, skip, layer, (&mut offset, &feeder)).await {
-                Ok(true) => return Fed::Whole(at),
-                Ok(false) => return Fed::Unread(at),
-                Err(failure @ Failure::Content(_)) => {
-                    attempts.push(Attempt { host: session.host().to_owned(), failure });
-                    return Fed::Failed(at);
+            if matches!(failure, Failure::Content(_)) {
+                attempts.push(Attempt { host: session.host().to_owned(), failure });
+                return Fed::Failed(at);
+            }
+            resumes += 1;
+            if resumes > MAX_RESUMES {
+                break failure;
+            }
+            if progress.offset > before {
+                tried = 0;
+                let stalled = matches!(failure, Failure::Stalled { .. } | Failure::Slow { .. });
+                // A connection can be dead while the server is not. Where there is another place, that is tried instead.
+                if stalled && at + 1 == sessions.len() && stalls < MAX_STALLS {
+                    stalls += 1;
+                    continue;
                 }
-                Err(failure) => {
-                    if offset > before {
-                        tried = 0;
-                    }
-                    resumes += 1;
-                    if resumes > MAX_RESUMES {
-                        break failure;
-                    }
-                    if let Err(failure) = session.pause(failure, &mut tried).await {
-                        break failure;
-                    }
-                }
+            }
+            if let Err(failure) = session.pause(failure, &mut tried).await {
+                break failure;
             }
         };
         attempts.push(Attempt { host: session.host().to_owned(), failure });
@@ -134,32 +143,27 @@ async fn feed(
 /// Moves bytes from one answer to the unpacker. `Ok(true)`: all; `Ok(false)`: nobody reads any more.
 async fn pump(
     session: &Session,
-    mut response: reqwest::Response,
-    mut skip: u64,
+    mut download: Download,
     layer: &LayerPlan,
     (offset, feeder): (&mut u64, &mpsc::Sender<Bytes>),
 ) -> Result<bool, Failure> {
     loop {
         // The clock covers the wait for the network only; a slow disk shows as a full channel and is no stall.
-        let chunk = tokio::select! {
-            chunk = session.chunk(&mut response) => chunk?,
+        let piece = tokio::select! {
+            piece = session.piece(&mut download) => piece?,
             () = feeder.closed(), if *offset < layer.size => return Ok(false),
         };
-        let Some(mut chunk) = chunk else {
+        let Some(piece) = piece else {
             return match *offset == layer.size {
                 true => Ok(true),
                 false => Err(Failure::Truncated { got: *offset, want: layer.size }),
             };
         };
-        let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        let known = skip.min(length);
-        skip -= known;
-        chunk = chunk.slice(usize::try_from(known).unwrap_or(chunk.len())..);
-        *offset += length - known;
+        *offset += u64::try_from(piece.len()).unwrap_or(u64::MAX);
         if *offset > layer.size {
             return Err(ContentError::Size { what: "the layer", want: layer.size, got: *offset }.into());
         }
-        if !chunk.is_empty() && feeder.send(chunk).await.is_err() {
+        if feeder.send(piece).await.is_err() {
             return Ok(false);
         }
     }

@@ -2,12 +2,11 @@
 
 use std::io::{self, Read};
 
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::super::document::ContentError;
 use super::super::registry::Bytes;
-use crate::storage::Digest;
+use crate::storage::{Digest, Hasher};
 
 /// The reading end. It ends after exactly the bytes that the descriptor promised: a download that stops earlier is an
 /// error, never an end of file, so that no unpacker takes a cut layer for a whole one.
@@ -15,14 +14,14 @@ use crate::storage::Digest;
 pub(super) struct Pipe {
     pieces: mpsc::Receiver<Bytes>,
     current: Bytes,
-    hasher: Sha256,
+    hasher: Hasher,
     seen: u64,
     size: u64,
 }
 
 impl Pipe {
     pub(super) fn new(pieces: mpsc::Receiver<Bytes>, size: u64) -> Self {
-        Self { pieces, current: Bytes::new(), hasher: Sha256::new(), seen: 0, size }
+        Self { pieces, current: Bytes::new(), hasher: Hasher::new(), seen: 0, size }
     }
 
     /// Reads what the unpacker left and compares the digest.
@@ -31,7 +30,7 @@ impl Pipe {
     /// [`PipeError::Stopped`] when the download ended early, [`PipeError::Content`] when it is not the right content.
     pub(super) fn finish(mut self, want: &Digest) -> Result<(), PipeError> {
         io::copy(&mut self, &mut io::sink()).map_err(|_| PipeError::Stopped)?;
-        let got = Digest::from_sha256(&self.hasher.finalize().into());
+        let got = self.hasher.finish();
         if got == *want {
             Ok(())
         } else {

@@ -1,7 +1,7 @@
 //! What a server or the network did, in words that hold nothing of theirs but a status and well-known codes.
 
 use std::error::Error as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -58,10 +58,14 @@ pub(super) fn from_status(code: Option<&'static str>, status: StatusCode, asked:
     }
 }
 
-/// `Retry-After` in seconds; the form with a date is left out, the usual wait serves for it.
+/// `Retry-After`, as seconds or as a date (RFC 9110, 10.2.3); a date that is past asks for no wait.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 pub(super) fn from_send_error(error: &reqwest::Error) -> Failure {
@@ -111,6 +115,22 @@ fn with_cause(doing: &str, error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_a_number_or_a_date() {
+        let wait = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().expect("a header"));
+            retry_after(&headers)
+        };
+        assert_eq!(wait("17"), Some(Duration::from_secs(17)));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        assert!(wait(&soon).is_some_and(|wait| (Duration::from_secs(50)..=Duration::from_secs(100)).contains(&wait)));
+        for odd in ["soon", "-1", ""] {
+            assert_eq!(wait(odd), None, "{odd}");
+        }
+    }
 
     #[test]
     fn only_well_known_codes_are_shown() {

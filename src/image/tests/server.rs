@@ -50,6 +50,8 @@ pub(crate) struct Reply {
 pub(crate) enum Then {
     Close,
     Hang,
+    /// A byte at a time, with pauses.
+    Drip,
 }
 
 impl Reply {
@@ -160,6 +162,12 @@ async fn serve(
     let (part, then) = reply.cut.unwrap_or((reply.body.len(), Then::Close));
     stream.write_all(&reply.body[..part.min(reply.body.len())]).await.ok()?;
     stream.flush().await.ok()?;
+    if matches!(then, Then::Drip) {
+        for byte in &reply.body[part.min(reply.body.len())..] {
+            stream.write_all(std::slice::from_ref(byte)).await.ok()?;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
     if matches!(then, Then::Hang) {
         // Until the client has had enough.
         let _ = stream.read(&mut [0]).await;

@@ -4,19 +4,15 @@ use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use flate2::bufread::MultiGzDecoder;
-use sha2::{Digest as _, Sha256};
 
-use super::{Compression, UnpackError};
-use crate::storage::digest::Digest;
+use super::{Compression, UnpackError, zstd_window};
+use crate::storage::digest::{Digest, Hasher};
 
 /// One buffer; large enough that handing it over costs nothing beside filling it.
 const BUFFER: usize = 256 << 10;
 
-/// Buffers under way between the two threads. With one in each hand, ten in all: 2.5 MiB.
-const UNDER_WAY: usize = 8;
-
-/// Largest window of a zstd frame, as a power of two: 128 MiB, what the reference tool takes without being told more.
-const ZSTD_WINDOW: u32 = 27;
+/// Buffers under way between the two threads. With one in each hand, six in all: 1.5 MiB.
+const UNDER_WAY: usize = 4;
 
 enum Chunk {
     Data(Vec<u8>),
@@ -32,7 +28,7 @@ pub(super) struct Blocks {
     position: usize,
     taken: u64,
     ended: bool,
-    hash: Sha256,
+    hash: Hasher,
     received: u64,
     limit: u64,
 }
@@ -58,18 +54,12 @@ pub(super) fn decompressed<T>(
             position: 0,
             taken: 0,
             ended: false,
-            hash: Sha256::new(),
+            hash: Hasher::new(),
             received: 0,
             limit,
         };
         consume(blocks)
     })
-}
-
-fn zstd_decoder<R: io::BufRead>(input: R) -> io::Result<zstd::Decoder<'static, R>> {
-    let mut decoder = zstd::Decoder::with_buffer(input)?;
-    decoder.window_log_max(ZSTD_WINDOW)?;
-    Ok(decoder)
 }
 
 fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>, reuse: &Receiver<Vec<u8>>) {
@@ -81,7 +71,7 @@ fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>
             let copied = match compression {
                 Compression::None => copy(input, send, reuse),
                 Compression::Gzip => copy(MultiGzDecoder::new(input), send, reuse),
-                Compression::Zstd => zstd_decoder(input).and_then(|decoder| copy(decoder, send, reuse)),
+                Compression::Zstd => zstd_window::decoded(input, |decoder| copy(decoder, send, reuse)),
             };
             match copied {
                 Ok(()) => Chunk::End,
@@ -173,6 +163,6 @@ impl Blocks {
 
     /// The digest of all that was received; call it at the end.
     pub(super) fn digest(self) -> Digest {
-        Digest::from_sha256(&self.hash.finalize().into())
+        self.hash.finish()
     }
 }

@@ -6,9 +6,7 @@
 //! that (CVE-2025-47290). Creating something new cannot redirect a path that was resolved before.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
@@ -23,9 +21,11 @@ use crate::storage::usage::{BLOCK, Usage, charge, removable};
 use crate::sys::root::{Root, file_type, magic_path};
 use crate::sys::xattr;
 
+mod content;
 mod parents;
 mod times;
 
+use content::{copy, copy_regions};
 use parents::Parents;
 use times::Times;
 
@@ -170,9 +170,9 @@ impl<'l> Tree<'l> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&place.parent, place.base, flags, Mode::RUSR | Mode::WUSR);
         let fd = self.make(place, "the file cannot be made", open)?;
-        let mut file = File::from(fd);
+        let file = File::from(fd);
         let stored = match &place.entry.regions {
-            None => copy(place, archive, &mut file)?,
+            None => copy(place, archive, &file)?,
             Some(regions) => copy_regions(place, archive, &file, regions)?,
         };
         self.count(stored.next_multiple_of(BLOCK));
@@ -375,46 +375,4 @@ fn set_attributes(place: &Place<'_>, fd: BorrowedFd<'_>, kind: FileType) -> Resu
 fn stamps(mtime: Timestamp) -> Timestamps {
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
-}
-
-fn copy(place: &Place<'_>, archive: &mut Archive<'_>, file: &mut File) -> Result<u64, UnpackError> {
-    let mut written = 0;
-    loop {
-        let slice = archive.content()?;
-        let length = slice.len();
-        if length == 0 {
-            return Ok(written);
-        }
-        file.write_all(slice).map_err(|source| not_written(place, source))?;
-        archive.took(length);
-        written += u64::try_from(length).expect("a slice is smaller than 2^64");
-    }
-}
-
-fn copy_regions(
-    place: &Place<'_>,
-    archive: &mut Archive<'_>,
-    file: &File,
-    regions: &[(u64, u64)],
-) -> Result<u64, UnpackError> {
-    let mut written = 0;
-    for &(mut offset, mut left) in regions {
-        while left > 0 {
-            let slice = archive.content()?;
-            let length = slice.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            if length == 0 {
-                return Err(place.refused("its sparse map asks for more than it holds"));
-            }
-            file.write_all_at(&slice[..length], offset).map_err(|source| not_written(place, source))?;
-            archive.took(length);
-            let step = u64::try_from(length).expect("a slice is smaller than 2^64");
-            (offset, left, written) = (offset + step, left - step, written + step);
-        }
-    }
-    file.set_len(place.entry.size).map_err(|source| not_written(place, source))?;
-    Ok(written)
-}
-
-fn not_written(place: &Place<'_>, source: std::io::Error) -> UnpackError {
-    UnpackError::Write { name: shown(place.name.bytes()), operation: "its content cannot be written", source }
 }
