@@ -5,7 +5,7 @@ RUNTIME ?= crun
 REPEAT ?= 1
 ENV = . deploy/scripts/toolchain.sh
 
-.PHONY: help run test vm-test system-test crictl critest youki kubelet kubelet-test fuzz bench build tools images deps clean
+.PHONY: help run test vm-test system-test crictl critest youki kubelet kubelet-test fuzz bench bench-pull build tools images deps clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ fuzz: ## Fuzzing of what reads untrusted bytes, TIME seconds for each target (60
 
 bench: tools images ## Latency and memory beside the raw runtime (as root), with RUNTIME=crun or runc
 	@$(ENV) && need_root $@ && need_cargo && cargo build --release && tests/bench.sh $(RUNTIME)
+
+bench-pull: tools images ## Pulls beside the plain tools and Debian's containerd (as root); ROUNDS=n
+	@$(ENV) && need_root $@ && need_cargo && deploy/scripts/install.sh bench && cargo build --release && tests/bench-pull.sh
 
 clean: ## Remove what was built outside of cargo's folder
 	@$(MAKE) -s -C critest clean

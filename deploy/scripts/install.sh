@@ -1,12 +1,13 @@
 #!/bin/sh
-# Installs with apt what is missing of the packages for a purpose: install.sh run | test | vm
+# Installs with apt what is missing of the packages for a purpose: install.sh run | test | vm | bench
 set -eu
 case ${1:-} in
 run) packages="crun containernetworking-plugins iptables iproute2 procps util-linux gcc libc6-dev make ca-certificates" ;;
 test) packages="crun runc containernetworking-plugins iptables nftables iproute2 procps util-linux busybox docker-registry umoci apparmor
     protobuf-compiler jq curl gcc libc6-dev make ca-certificates git" ;;
 vm) packages="qemu-system-x86 debootstrap e2fsprogs binutils jq ca-certificates" ;;
-*) echo "usage: install.sh run|test|vm" >&2; exit 2 ;;
+bench) packages="crun docker-registry containerd curl gzip tar iproute2 procps util-linux gcc libc6-dev make ca-certificates" ;;
+*) echo "usage: install.sh run|test|vm|bench" >&2; exit 2 ;;
 esac
 missing=
 for package in $packages; do

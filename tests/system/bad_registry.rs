@@ -20,7 +20,6 @@ crate::once!(
     a_registry_that_stalls,
     status_codes,
     credentials,
-    what_a_pull_would_do,
     nobody_listens
 );
 
@@ -197,32 +196,6 @@ async fn credentials() -> Result<()> {
     )?;
     ensure!(!message.contains("canary-password"), "the error tells the password: {message}");
     ensure!(!node.log().contains("canary-password"), "the log tells the password");
-    before.assert_same(&node).await
-}
-
-async fn what_a_pull_would_do() -> Result<()> {
-    let (node, client, hostile, before) = hostile_node().await?;
-    let socket = node.path("state/cricket.sock");
-    let socket = socket.to_str().context("the lane's paths are UTF-8")?;
-    let explain = async |name: &str| {
-        let args = ["image", "explain", name, "--namespace", "strict", "--socket", socket];
-        node.world.must(env!("CARGO_BIN_EXE_cricket"), &args).await
-    };
-    let asked = hostile.asked("/v2/told/manifests/latest");
-    let told = explain("hostile.example/told").await?;
-    let rule = format!("{}:1", node.path("registries.conf").display());
-    for word in ["hostile.example/told:latest", &rule, "/v2/told", "plain http if https fails", "accepted unsigned"] {
-        ensure!(told.contains(word), "{word}: {told}");
-    }
-    ensure!(hostile.asked("/v2/told/manifests/latest") == asked, "somebody was asked");
-    // A change counts without a signal, here and for a pull.
-    std::fs::create_dir_all(node.path("policies"))?;
-    std::fs::write(node.path("policies/strict.json"), r#"{"default":[{"type":"reject"}]}"#)?;
-    let told = explain("hostile.example/told").await?;
-    ensure!(told.contains("strict.json: default: rejected"), "{told}");
-    std::fs::write(node.path("policy.json"), r#"{"default":[{"type":"reject"}]}"#)?;
-    let message = refused(client.pull("hostile.example/first").await, &[], &["hostile.example/first"])?;
-    ensure!(message.starts_with("SignatureValidationFailed: "), "{message}");
     before.assert_same(&node).await
 }
 
