@@ -4,12 +4,12 @@
 //! It is part of every build and behind no feature: a change that breaks a target is then an error at once, and `cargo
 //! test` replays the targets' corpora (`tests/corpora.rs`) with what it has built anyway. What nobody calls is not linked.
 
-/// [`crate::streaming::spdy`].
+/// `crate::streaming::spdy`.
 pub mod spdy {
     pub use crate::streaming::spdy::{Incoming, IncomingStream, Limits, Session, SpdyError, Stream, client, server};
 }
 
-/// [`crate::streaming::websocket`].
+/// `crate::streaming::websocket`.
 pub mod websocket {
     pub use crate::streaming::websocket::channels::{ChannelReader, ChannelWriter, Handle, Layout, open};
     pub use crate::streaming::websocket::frame::{Decoder, Event, FrameError};

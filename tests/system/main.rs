@@ -46,6 +46,7 @@ mod image_volumes;
 mod images;
 mod lane;
 mod lifecycle;
+mod limits;
 mod logs;
 mod mounts;
 mod old_kubelet;

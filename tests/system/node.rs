@@ -1,5 +1,6 @@
 //! A daemon in a world: its configuration, its registry and network, and its starts and ends.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -266,10 +267,12 @@ impl Node {
 
     /// The pids of the keepers of this world.
     pub fn keeper_pids(&self) -> Vec<u32> {
-        let own = Path::new(env!("CARGO_BIN_EXE_cricket"));
+        // By inode: the folder of the program may be reached by a link, and the kernel would name it otherwise.
+        let inode = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        let own = inode(Path::new(env!("CARGO_BIN_EXE_cricket")));
         let is_keeper = |pid: u32, words: &[String]| {
-            let exe = std::fs::read_link(self.world.seen(format!("/proc/{pid}/exe")));
-            exe.is_ok_and(|exe| exe == own) && words.get(1).is_some_and(|word| word == "keeper")
+            let exe = inode(&self.world.seen(format!("/proc/{pid}/exe")));
+            exe.is_some() && exe == own && words.get(1).is_some_and(|word| word == "keeper")
         };
         self.world.processes().into_iter().filter(|(pid, words)| is_keeper(*pid, words)).map(|(pid, _)| pid).collect()
     }

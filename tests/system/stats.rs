@@ -1,7 +1,6 @@
 //! Statistics and metrics against what the cgroup's files and the pod's links say.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use cri_proto::runtime::v1 as cri;
@@ -10,6 +9,7 @@ use tonic::Code;
 use crate::client::{Client, refused};
 use crate::ledger::Ledger;
 use crate::lifecycle::host_node;
+use crate::limits::{cpu_used, limit};
 use crate::node::Node;
 use crate::requests::{BUSYBOX, container, host_pod, pod, resources};
 use crate::world::{PATIENCE, eventually};
@@ -41,16 +41,6 @@ fn value(wrapper: &Option<cri::UInt64Value>) -> Result<u64> {
     wrapper.as_ref().map(|number| number.value).context("a number is missing")
 }
 
-fn file(node: &Node, id: &str, name: &str) -> Result<PathBuf> {
-    let folders = node.world.cgroups();
-    let own = folders.into_iter().filter(|folder| folder.ends_with(format!("cricket-{id}")));
-    own.map(|folder| folder.join(name)).find(|file| file.exists()).with_context(|| format!("no {name} of {id}"))
-}
-
-fn number(node: &Node, id: &str, name: &str) -> Result<u64> {
-    Ok(std::fs::read_to_string(file(node, id, name)?)?.trim().parse()?)
-}
-
 async fn numbers_are_those_of_the_kernel(runtime: &'static str) -> Result<()> {
     let (node, client, sandbox, pod) = host_node(runtime).await?;
     let mut config = container(&sandbox, "busy", BUSY);
@@ -67,7 +57,7 @@ async fn numbers_are_those_of_the_kernel(runtime: &'static str) -> Result<()> {
     })
     .await?;
     let cpu = found.cpu.context("cpu")?;
-    ensure!(value(&cpu.usage_core_nano_seconds)? <= number(&node, &id, "cpuacct.usage")?, "more than there is");
+    ensure!(value(&cpu.usage_core_nano_seconds)? <= limit(&node, &id, "cpuacct.usage")?.parse()?, "more than there is");
     let rate = value(&cpu.usage_nano_cores)?;
     ensure!(rate > 10_000_000 && rate < 3_000_000_000, "a busy loop uses {rate} of 1e9 of a core");
     let memory = found.memory.context("memory")?;
@@ -145,14 +135,14 @@ async fn a_pod_on_the_network(runtime: &'static str) -> Result<()> {
     let seen = client.output(&first, "cat /sys/class/net/eth0/statistics/rx_bytes").await?;
     let link = network.default_interface.context("eth0")?;
     ensure!(link.name == "eth0" && value(&link.rx_bytes)? <= seen.trim().parse()?, "{link:?}, the kernel: {seen}");
-    let own = std::fs::read_to_string(format!("/sys/fs/cgroup/cpuacct{parent}/cpuacct.usage"))?;
+    let own = cpu_used(&parent)?;
     let used = value(&linux.cpu.context("cpu")?.usage_core_nano_seconds)?;
     let parts: Vec<u64> = linux
         .containers
         .iter()
         .map(|own| value(&own.cpu.as_ref().context("cpu")?.usage_core_nano_seconds))
         .collect::<Result<_>>()?;
-    ensure!(used <= own.trim().parse()? && used >= *parts.iter().max().context("parts")?, "{used}: {parts:?}, {own}");
+    ensure!(used <= own && used >= *parts.iter().max().context("parts")?, "{used}: {parts:?}, {own}");
     ensure!(value(&linux.memory.context("memory")?.usage_bytes)? > 0);
 
     // A host network pod has no links of its own.

@@ -1,6 +1,6 @@
 //! UpdateContainerResources and UpdatePodSandboxResources: in force in the cgroup's files, shown as requested, all or nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cri_proto::runtime::v1 as cri;
@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use crate::client::{Client, refused};
 use crate::ledger::Ledger;
 use crate::lifecycle::host_node;
+use crate::limits::{expect, has_controller, limit, limits};
 use crate::node::{Node, Setup};
 use crate::requests::{BUSYBOX, container, host_pod, resources};
 use crate::world::{PATIENCE, World, eventually};
@@ -37,37 +38,6 @@ async fn update(client: &Client, id: &str, change: impl Fn(&mut cri::LinuxContai
 
 async fn shown(client: &Client, id: &str) -> Result<cri::LinuxContainerResources> {
     client.status(id).await?.resources.context("no resources")?.linux.context("no Linux resources")
-}
-
-/// A limit file of a container, in whichever hierarchy has it.
-fn limit(node: &Node, id: &str, name: &str) -> Result<String> {
-    let folders = node.world.cgroups();
-    let own = folders.iter().filter(|folder| folder.ends_with(format!("cricket-{id}")));
-    let files: Vec<PathBuf> = own.map(|folder| folder.join(name)).filter(|file| file.exists()).collect();
-    let file = files.first().with_context(|| format!("no file {name} of {id} below {folders:?}"))?;
-    Ok(std::fs::read_to_string(file)?.trim().to_owned())
-}
-
-/// The whole set of limits that a kubelet changes, for comparisons.
-fn limits(node: &Node, id: &str) -> Result<Vec<String>> {
-    let names = [
-        "cpu.shares",
-        "cpu.cfs_quota_us",
-        "cpu.cfs_period_us",
-        "cpuset.cpus",
-        "cpuset.mems",
-        "memory.limit_in_bytes",
-        "memory.memsw.limit_in_bytes",
-    ];
-    names.iter().map(|name| limit(node, id, name)).collect()
-}
-
-fn expect(node: &Node, id: &str, expected: &[(&str, i64)]) -> Result<()> {
-    for (name, value) in expected {
-        let is = limit(node, id, name)?;
-        ensure!(is == value.to_string(), "{name} is {is}, not {value}");
-    }
-    Ok(())
 }
 
 async fn limits_are_in_force_and_shown(runtime: &'static str) -> Result<()> {
@@ -253,9 +223,9 @@ async fn updates_of_one_container_take_turns(runtime: &'static str) -> Result<()
 fn half_way(world: &World) -> Result<PathBuf> {
     let script = "#!/bin/sh\nfor word; do [ \"$word\" = update ] && mode=update; last=$word; done\n\
         [ \"$mode\" = update ] || exec crun \"$@\"\n\
-        for folder in /sys/fs/cgroup/*/*/cricket-$last /sys/fs/cgroup/*/*/*/cricket-$last; do\n\
-        [ -f $folder/cpu.shares ] && echo 9 >$folder/cpu.shares\n\
-        [ -f $folder/memory.limit_in_bytes ] && echo 30M >$folder/memory.limit_in_bytes\n\
+        for folder in $(find /sys/fs/cgroup -type d -name \"cricket-$last\"); do\n\
+        for file in cpu.shares cpu.weight; do [ ! -f $folder/$file ] || echo 9 >$folder/$file; done\n\
+        for file in memory.limit_in_bytes memory.max; do [ ! -f $folder/$file ] || echo 30M >$folder/$file; done\n\
         done\necho 'half of it is done' >&2\nexit 1\n";
     let program = world.folder().join("half-way");
     std::fs::write(&program, script)?;
@@ -312,7 +282,7 @@ async fn what_is_refused() -> Result<()> {
     refused(answer, &[Code::InvalidArgument], &["windows"])?;
     refused(update(&client, &"0".repeat(64), |_| {}).await, &[Code::NotFound], &[])?;
     ensure!(limits(&node, &id)? == before, "{:?} is not {before:?}", limits(&node, &id)?);
-    if !Path::new("/sys/fs/cgroup/hugetlb").exists() {
+    if !has_controller("hugetlb") {
         let answer = update(&client, &id, |l| {
             l.hugepage_limits = vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 }];
         });
