@@ -52,7 +52,7 @@ impl Digest {
 }
 
 /// The digest of a stream. Each byte of a layer is hashed twice, packed and unpacked, which is a good part of the work of a
-/// pull: this takes the assembly of the TLS library, twice as fast here as the `sha2` crate (docs/decisions/026).
+/// pull: this takes the assembly of the TLS library, which is faster than the `sha2` crate (docs/decisions/026).
 #[derive(Clone)]
 pub struct Hasher(Context);
 
