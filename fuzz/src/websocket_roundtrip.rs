@@ -112,6 +112,7 @@ struct Play<R, W> {
     /// The client has closed the channel.
     shut: [bool; CHANNELS],
     pings: Vec<Vec<u8>>,
+    pinged: u32,
     closed: Option<u16>,
 }
 
@@ -136,6 +137,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Play<R, W> {
             down: Default::default(),
             shut: [false; CHANNELS],
             pings: Vec::new(),
+            pinged: 0,
             closed: None,
         }
     }
@@ -214,7 +216,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Play<R, W> {
     }
 
     fn ping(&mut self, length: u8) {
-        let payload = bytes(2, self.pings.len(), 0, usize::from(length % 126));
+        // No two alike, since one pong may stand for several pings: it must be known which was the last.
+        self.pinged += 1;
+        let fill = bytes(2, 0, 0, usize::from(length % 122));
+        let payload = [&self.pinged.to_be_bytes()[..], &fill].concat();
         self.outbox.extend(masked(0x89, [7, 0, 7, 0], &payload));
         self.pings.push(payload);
     }
