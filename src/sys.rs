@@ -17,4 +17,6 @@ pub mod process;
 pub mod reactor;
 pub mod root;
 pub mod seqpacket;
+pub mod turns;
+pub mod writeback;
 pub mod xattr;
