@@ -9,6 +9,7 @@ mod load;
 mod nearest;
 mod reload;
 mod sample;
+pub mod subnet;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -106,12 +107,50 @@ pub enum CgroupDriver {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
+    pub mode: NetworkMode,
+    /// Of the builtin network, one of each family at most, until the kubelet hands over pod CIDRs.
+    pub builtin_subnets: Vec<String>,
+    /// Where the pods of other nodes are: what the builtin network's pods send there keeps their address.
+    pub builtin_cluster_cidrs: Vec<String>,
     pub conf_dir: PathBuf,
     pub bin_dirs: Vec<PathBuf>,
     /// libcni's result cache: results are under `results/` in it.
     pub cache_dir: PathBuf,
     /// Clock of one plugin call, in seconds.
     pub plugin_timeout: u32,
+}
+
+impl Network {
+    /// The builtin network's subnets, and those of the cluster.
+    ///
+    /// # Errors
+    /// The key and the text that is no subnet.
+    pub fn subnets(&self) -> Result<BuiltinSubnets, (&'static str, subnet::SubnetError)> {
+        let own = subnet::pod_subnets(&self.builtin_subnets).map_err(|error| ("network.builtin_subnets", error))?;
+        let cluster: Result<Vec<_>, _> = self.builtin_cluster_cidrs.iter().map(|text| text.parse()).collect();
+        let cluster = cluster.map_err(|error| ("network.builtin_cluster_cidrs", error))?;
+        Ok(BuiltinSubnets { own, cluster })
+    }
+}
+
+/// What the builtin network's keys say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuiltinSubnets {
+    /// Of this node's pods.
+    pub own: Vec<subnet::Subnet>,
+    /// Of other nodes' pods.
+    pub cluster: Vec<subnet::Subnet>,
+}
+
+/// Who makes the pods' network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// CNI plugins where there is a configuration, else cricket.
+    #[default]
+    Auto,
+    Cni,
+    Builtin,
 }
 
 /// `[image]`
@@ -197,6 +236,9 @@ impl Default for Runtime {
 impl Default for Network {
     fn default() -> Self {
         Self {
+            mode: NetworkMode::Auto,
+            builtin_subnets: vec!["10.85.0.0/16".into(), "fd00:85::/64".into()],
+            builtin_cluster_cidrs: Vec::new(),
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/cni".into(),

@@ -1,16 +1,21 @@
-//! Pod networks: cricket's own client of the Container Network Interface, versions 0.3.0 to 1.1.0.
+//! Pod networks: one that cricket makes by itself, and cricket's own client of the Container Network Interface, versions
+//! 0.3.0 to 1.1.0.
 //!
 //! ```text
-//! pod driver ── attach, detach ──▶ Network ── chain ── plugin ──▶ /opt/cni/bin/*   (own clock, own process group)
+//! pod driver ── attach, detach ──▶ Network ─┬─ builtin ──▶ netlink                 (no other program)
+//!                                           └─ chain ── plugin ──▶ /opt/cni/bin/*  (own clock, own process group)
 //! Status     ◀─ status ── published snapshot ◀── watch ◀── conf_dir                (inotify, and a poll)
 //!                                     └── cache: libcni's results, one file for each attachment
 //! ```
+//!
+//! Which of the two a new pod gets is decided in `mode`; a pod is taken down by the one that it was set up by.
 //!
 //! A network is taken down with the configuration that it was set up with, which is in the cache from before ADD on. ADD
 //! that fails is always followed by DEL.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +29,7 @@ use crate::config;
 use crate::task;
 
 pub use args::{ArgumentError, INTERFACE};
+pub use builtin::BuiltinError;
 pub use cache::CacheError;
 pub use chain::AddError;
 pub use error::NetworkError;
@@ -33,6 +39,7 @@ pub use result::{Attachment, Interface, ResultError};
 pub use status::NetworkStatus;
 
 mod args;
+mod builtin;
 mod cache;
 mod capability;
 mod chain;
@@ -40,6 +47,7 @@ mod conf;
 mod conf_dir;
 mod error;
 mod hostports;
+mod mode;
 mod plugin;
 mod quantity;
 mod result;
@@ -65,6 +73,8 @@ pub struct PodAttachment {
     pub dns: Dns,
     /// For the capability `cgroupPath`; empty when the pod has none.
     pub cgroup_parent: String,
+    /// What the pod's record has of an attach that succeeded.
+    pub made: Option<Attachment>,
 }
 
 /// The pod's resolver settings, for the capability `dns`.
@@ -86,6 +96,9 @@ impl PodAttachment {
 #[derive(Debug)]
 pub struct Network {
     config: config::Network,
+    builtin: Arc<builtin::Builtin>,
+    /// There was a CNI network in the life of this process, or there is a pod on one: the builtin one does not take its place.
+    cni_seen: AtomicBool,
     plugins: plugin::Plugins,
     status_plugins: plugin::Plugins,
     cache: cache::Cache,
@@ -106,11 +119,20 @@ pub struct Network {
 const STATUS_CLOCK: Duration = Duration::from_secs(10);
 
 impl Network {
-    /// Does no I/O: the status is "not ready" until [`Self::refresh_status`] or the watcher has looked.
+    /// Does no I/O: the status is "not ready" until [`Self::refresh_status`] or the watcher has looked. `dir` is for the
+    /// leases of the builtin network; it must survive a restart.
+    ///
+    /// # Panics
+    /// When the configuration was not checked.
     #[must_use]
-    pub fn new(config: config::Network) -> Arc<Self> {
+    pub fn new(config: config::Network, dir: PathBuf) -> Arc<Self> {
+        let subnets = config.subnets().expect("the configuration was checked");
+        let options = builtin::Options { subnets: subnets.own, cluster: subnets.cluster, dir };
+        let builtin = builtin::Builtin::new(options);
         let clock = Duration::from_secs(u64::from(config.plugin_timeout.max(1)));
         Arc::new(Self {
+            builtin: Arc::new(builtin),
+            cni_seen: AtomicBool::new(false),
             plugins: plugin::Plugins::new(config.bin_dirs.clone(), clock),
             status_plugins: plugin::Plugins::new(config.bin_dirs.clone(), clock.min(STATUS_CLOCK)),
             cache: cache::Cache::new(&config.cache_dir),
@@ -144,7 +166,9 @@ impl Network {
         })?;
 
         let _gate = self.gc_gate.read().await;
-        let list = self.list_or_reload().await?;
+        let Some(list) = self.list_for_new_pod().await? else {
+            return self.attach_builtin(pod, ports, &runtime).await;
+        };
         let owner = self.claim(pod, &ports)?;
         let mut entry = cache::Entry::new(&pod.sandbox_id, &list.name, list.bytes.clone());
         netns.clone_into(&mut entry.netns);
@@ -197,6 +221,7 @@ impl Network {
         let ports = capability::host_ports(&pod.port_mappings).unwrap_or_default();
         self.ports.adopt(&pod.sandbox_id, &pod.full_name(), &ports);
         self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.sandbox_id.clone());
+        self.adopt_mode(pod, ports);
     }
 
     /// Takes the pod's ports, and its place among the live ones.

@@ -11,6 +11,7 @@ pub mod inotify;
 pub mod instance;
 pub mod mount;
 pub mod namespaces;
+pub mod netlink;
 pub mod netns;
 pub mod pidfd;
 pub mod process;

@@ -66,6 +66,7 @@ driver = "cgroupfs"
 parent = "$PARENT"
 
 [network]
+mode = "cni"
 conf_dir = "$NODE/cni"
 cache_dir = "$NODE/cni-cache"
 

@@ -78,6 +78,21 @@ pub const KEYS: &[Key] = &[
         "Cgroup of pods that name no parent: an absolute path, or with systemd a slice.\n\
          Empty: \"/cricket\", or \"cricket.slice\" with systemd.",
     ),
+    key(
+        "network.mode",
+        "Who makes the pods' network: \"cni\" (plugins), \"builtin\" (cricket itself, with no other program), or \"auto\" (plugins\n\
+         where `conf_dir` has a configuration, else builtin).",
+    ),
+    key(
+        "network.builtin_subnets",
+        "Subnets of the builtin network, one of IPv4 and one of IPv6 at most, until the kubelet hands over pod CIDRs.\n\
+         They must not overlap a network that the node has a route to.",
+    ),
+    key(
+        "network.builtin_cluster_cidrs",
+        "Networks of other nodes' pods: what pods of the builtin network send there keeps the pod's address. Packets to\n\
+         anywhere else leave with the node's address.",
+    ),
     key("network.conf_dir", "Where CNI configurations are looked for; the first by name is used."),
     key("network.bin_dirs", "Where CNI plugins are looked for, in this order."),
     key("network.cache_dir", "libcni's cache of results, which are under `results` in it."),
@@ -166,7 +181,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "OCI runtimes. The handler of a RuntimeClass is a [runtime.handlers.<name>]; runtimes found in PATH need none.",
     ),
     ("cgroup", "Control groups."),
-    ("network", "Pod networks, made by CNI plugins."),
+    ("network", "Pod networks, made by CNI plugins or by cricket itself."),
     ("image", "Pulling and keeping images."),
     ("streaming", "The server behind kubectl exec, attach and port-forward."),
     ("log", "The daemon's log, which goes to standard error, and the containers' logs."),

@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config) -> Result<(), Flaw> {
     runtime(config)?;
     cgroup(config)?;
     let network = &config.network;
+    network.subnets().map_err(|(key, wrong)| flaw(key, &wrong.text, wrong.why))?;
     absolute("network.conf_dir", &network.conf_dir)?;
     absolute_list("network.bin_dirs", &network.bin_dirs)?;
     absolute("network.cache_dir", &network.cache_dir)?;

@@ -104,8 +104,9 @@ pub(super) async fn assemble(config: &Config) -> Result<Arc<Services>, DaemonErr
         user_namespaces,
         max_log_line: usize::try_from(config.log.max_line_size).unwrap_or(usize::MAX),
     });
-    let network = Network::new(config.network.clone());
+    let network = Network::new(config.network.clone(), config.server.root.join("network"));
     network.start();
+    network.guard_tables();
     let pods = Pods::new(Containers::new(resources), network, default_parent);
     Box::pin(take_over(&pods, records)).await?;
     drop(in_use);

@@ -1,6 +1,7 @@
 //! Why a pod's network could not be set up or taken down.
 
 use super::args::ArgumentError;
+use super::builtin::BuiltinError;
 use super::cache::CacheError;
 use super::chain::AddError;
 use super::hostports::HostPortConflict;
@@ -34,6 +35,10 @@ pub enum NetworkError {
     Gc { network: String, errors: Vec<PluginError> },
     #[error(transparent)]
     Cache(CacheError),
+    #[error("builtin network for pod {pod}")]
+    Builtin { pod: String, source: Box<BuiltinError> },
+    #[error("builtin network")]
+    BuiltinNode(#[source] Box<BuiltinError>),
 }
 
 impl NetworkError {
@@ -43,7 +48,10 @@ impl NetworkError {
         match self {
             Self::NotReady(_) | Self::Argument { .. } | Self::HostPort(_) => true,
             Self::Add { undo, .. } | Self::Result { undo, .. } => undo.is_empty(),
-            Self::AlreadyAttached(_) | Self::Del { .. } | Self::Gc { .. } | Self::Cache(_) => false,
+            Self::Builtin { source, .. } => source.left_nothing(),
+            Self::AlreadyAttached(_) | Self::Del { .. } | Self::Gc { .. } | Self::Cache(_) | Self::BuiltinNode(_) => {
+                false
+            }
         }
     }
 }

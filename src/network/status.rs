@@ -23,6 +23,8 @@ pub struct NetworkStatus {
     pub message: String,
     /// Configuration files that were skipped, with the reason. There may be some while the network is ready.
     pub invalid_files: Vec<(PathBuf, String)>,
+    /// Rules of others that stand in the way of pods' packets; the network can be ready all the same.
+    pub obstacles: Vec<String>,
 }
 
 /// What was found at the last look.
@@ -32,6 +34,8 @@ pub(super) struct Current {
     pub(super) list: Option<Arc<NetworkList>>,
     /// The file of the list.
     file: Option<PathBuf>,
+    /// There is no configuration at all, not even a bad one.
+    pub(super) absent: bool,
     pub(super) status: NetworkStatus,
 }
 
@@ -39,7 +43,7 @@ impl Current {
     /// Before the first look.
     pub(super) fn unknown(dir: &Path) -> Self {
         let message = format!("the CNI configuration in {} has not been read yet", dir.display());
-        Self { list: None, file: None, status: not_ready(message, Vec::new()) }
+        Self { list: None, file: None, absent: false, status: not_ready(message, Vec::new()) }
     }
 
     fn of(dir: &Path, loaded: Loaded) -> Self {
@@ -47,9 +51,11 @@ impl Current {
         if let Some((file, list)) = list {
             // Whether it is ready is for its plugins to say.
             let status = NetworkStatus { invalid_files: invalid, ..NetworkStatus::default() };
-            return Self { list: Some(Arc::new(list)), file: Some(file), status };
+            return Self { list: Some(Arc::new(list)), file: Some(file), absent: false, status };
         }
         let dir = dir.display();
+        let missing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let absent = invalid.is_empty() && unreadable.as_ref().is_none_or(missing);
         let message = match unreadable {
             Some(error) => format!("no CNI configuration: {dir} cannot be read: {error}"),
             None if invalid.is_empty() => format!("no CNI configuration: no .conflist, .conf or .json file in {dir}"),
@@ -59,12 +65,12 @@ impl Current {
                 format!("no usable CNI configuration in {dir}: {}", reasons.join("; "))
             }
         };
-        Self { list: None, file: None, status: not_ready(message, invalid) }
+        Self { list: None, file: None, absent, status: not_ready(message, invalid) }
     }
 }
 
-fn not_ready(message: String, invalid_files: Vec<(PathBuf, String)>) -> NetworkStatus {
-    NetworkStatus { ready: false, reason: NOT_READY.to_owned(), message, invalid_files }
+pub(super) fn not_ready(message: String, invalid_files: Vec<(PathBuf, String)>) -> NetworkStatus {
+    NetworkStatus { ready: false, reason: NOT_READY.to_owned(), message, invalid_files, obstacles: Vec::new() }
 }
 
 impl Network {
@@ -83,7 +89,10 @@ impl Network {
         let _asking = self.asking.lock().await;
         let before = self.current.load().status.ready;
         let read = self.reload().await;
-        if let Some(list) = &read.list {
+        if self.builtin_serves(&read) {
+            let status = self.check_builtin().await;
+            self.current.rcu(|now| Arc::new(Current { status: status.clone(), ..Current::clone(now) }));
+        } else if let Some(list) = &read.list {
             let invalid_files = read.status.invalid_files.clone();
             let status = match chain::status(&self.status_plugins, list).await {
                 Ok(()) => NetworkStatus { ready: true, invalid_files, ..NetworkStatus::default() },
@@ -123,14 +132,17 @@ impl Network {
     }
 
     /// Reads the folder and publishes its network. What plugins said stays published until they are asked again.
-    async fn reload(&self) -> Arc<Current> {
+    pub(super) async fn reload(&self) -> Arc<Current> {
         let _loading = self.loading.lock().await;
         let dir = self.config.conf_dir.clone();
         let loaded = task::blocking(move || conf_dir::load(&dir)).await;
         let mut read = Current::of(&self.config.conf_dir, loaded);
-        if read.list.is_some() {
+        if let Some(list) = &read.list {
+            self.note_cni(list);
+        }
+        if read.list.is_some() || self.builtin_serves(&read) {
             let now = self.current.load();
-            if read.list == now.list {
+            if read.list.is_some() && read.list == now.list {
                 // The same one: whoever holds it must see that it did not change.
                 read.list.clone_from(&now.list);
             }

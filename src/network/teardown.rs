@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 
 use super::plugin::PluginError;
 use super::{Call, Claim, INTERFACE, Network, NetworkError, PodAttachment, args, cache, capability, chain, conf};
+use crate::config::NetworkMode;
 use crate::sys::netns::is_namespace;
 use crate::task;
 
@@ -45,9 +46,13 @@ impl Network {
         }
         let netns = Some(pod.netns.as_path()).filter(|path| netns_exists && is_pinned(path));
         let _gate = self.gc_gate.read().await;
+        if self.detach_builtin(pod).await? {
+            self.forget_live(&pod.sandbox_id);
+            return Ok(());
+        }
         let (cache, id) = (self.cache.clone(), pod.sandbox_id.clone());
         let entries = task::blocking(move || cache.of_container(&id)).await.map_err(NetworkError::Cache)?;
-        if entries.is_empty() {
+        if entries.is_empty() && self.config.mode != NetworkMode::Builtin {
             self.detach_uncached(pod, netns).await?;
         }
         for entry in entries {
@@ -115,6 +120,10 @@ impl Network {
     /// When plugins failed; everything was tried.
     pub async fn gc(&self, valid: &[(String, String)]) -> Result<(), NetworkError> {
         let _gate = self.gc_gate.write().await;
+        self.reconcile_builtin().await;
+        if self.config.mode == NetworkMode::Builtin {
+            return Ok(());
+        }
         let list = match self.list_or_reload().await {
             Ok(list) if !list.disable_gc => list,
             Ok(_) | Err(NetworkError::NotReady(_)) => return Ok(()),

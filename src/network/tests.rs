@@ -36,6 +36,8 @@ impl Fixture {
             bin_dirs: vec![temp.path().join("bin"), "/usr/lib/cni".into()],
             cache_dir: temp.path().join("cache"),
             plugin_timeout: 30,
+            mode: config::NetworkMode::Cni,
+            ..config::Network::default()
         };
         for dir in [&config.conf_dir, &config.bin_dirs[0], &temp.path().join("calls")] {
             fs::create_dir_all(dir).unwrap();
@@ -54,7 +56,7 @@ impl Fixture {
     }
 
     fn network(&self) -> Arc<Network> {
-        Network::new(self.config.clone())
+        Network::new(self.config.clone(), self.temp.path().join("network"))
     }
 
     fn conf(&self, name: &str, text: &str) {

@@ -306,5 +306,7 @@ fn attachment_of(record: &SandboxRecord, netns: &Path) -> PodAttachment {
         annotations: config.annotations.clone().into_iter().collect(),
         dns: Dns { servers: dns.servers, searches: dns.searches, options: dns.options },
         cgroup_parent: record.cgroup_parent.clone(),
+        // Null before the network has answered.
+        made: serde_json::from_value(record.network.clone()).ok(),
     }
 }

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use crate::admission::AdmissionError;
 use crate::container::ContainerError;
 use crate::image::{self, ImageError};
+use crate::network::{BuiltinError, NetworkError};
 use crate::pod::PodError;
 use crate::runtime::{HandlersError, RuntimeError};
 use crate::security::selinux::RelabelError;
@@ -65,6 +66,17 @@ impl Coded for FlightError {
         match self {
             Self::Different { .. } => Code::AlreadyExists,
             Self::Lost { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for NetworkError {
+    fn code(&self) -> Code {
+        let Self::BuiltinNode(error) = self else { return Code::Internal };
+        match **error {
+            BuiltinError::Subnet { .. } => Code::InvalidArgument,
+            BuiltinError::PodCidrHeld { .. } => Code::FailedPrecondition,
+            _ => Code::Internal,
         }
     }
 }

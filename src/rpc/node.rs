@@ -87,8 +87,11 @@ pub(super) fn runtime_config(services: &Services) -> cri::RuntimeConfigResponse 
     cri::RuntimeConfigResponse { linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
 }
 
-/// The node's pod CIDRs: checked and noted. CNI configurations say themselves which addresses pods get.
-pub(super) fn update_runtime_config(request: &cri::UpdateRuntimeConfigRequest) -> Result<(), Status> {
+/// The node's pod CIDRs: checked, and handed to the builtin network. CNI configurations say themselves which addresses pods get.
+pub(super) async fn update_runtime_config(
+    services: &Services,
+    request: &cri::UpdateRuntimeConfigRequest,
+) -> Result<(), Status> {
     let network = request.runtime_config.as_ref().and_then(|config| config.network_config.as_ref());
     let cidrs = network.map(|network| network.pod_cidr.as_str()).unwrap_or_default();
     if cidrs.len() > MAX_POD_CIDR {
@@ -110,7 +113,12 @@ pub(super) fn update_runtime_config(request: &cri::UpdateRuntimeConfigRequest) -
         }
     }
     tracing::info!(pod_cidr = cidrs, "the kubelet sent the node's pod addresses");
-    Ok(())
+    let cidrs: Vec<String> =
+        cidrs.split(',').map(|cidr| cidr.trim().to_owned()).filter(|cidr| !cidr.is_empty()).collect();
+    if cidrs.is_empty() {
+        return Ok(());
+    }
+    services.pods.network().set_pod_cidrs(cidrs).await.map_err(|error| error_status(&error))
 }
 
 /// The `info` map of a verbose answer: one key, one JSON text.
@@ -141,6 +149,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "userNamespaces": resources.user_namespaces.as_ref().map_or_else(|lacking| json!({ "lacking": lacking }), |()| json!({})),
         "keeperPid": resources.keeper.pid(),
         "unusableImageFiles": &**services.images.unusable_files(),
+        "networkObstacles": network.obstacles,
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
         "selinux": format!("{:?}", resources.host.kernel.selinux),
         "cdi": {

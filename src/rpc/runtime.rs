@@ -50,7 +50,7 @@ impl RuntimeService for Services {
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
-        node::update_runtime_config(&request.into_inner())?;
+        node::update_runtime_config(self, &request.into_inner()).await?;
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }
 

@@ -125,12 +125,15 @@ impl Place {
             state_dir: state,
             max_log_line: 16 * 1024,
         };
-        let network = Network::new(config::Network {
-            conf_dir: at("cni"),
-            cache_dir: at("cni-cache"),
-            bin_dirs: vec!["/usr/lib/cni".into()],
-            ..config::Network::default()
-        });
+        let network = Network::new(
+            config::Network {
+                conf_dir: at("cni"),
+                cache_dir: at("cni-cache"),
+                bin_dirs: vec!["/usr/lib/cni".into()],
+                ..config::Network::default()
+            },
+            at("root/network"),
+        );
         network.refresh_status().await;
         let pods = Pods::new(Containers::new(Arc::new(resources)), network, parent_path);
         Self { pods, keeper, dir, runtime, parent }

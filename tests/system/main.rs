@@ -16,6 +16,7 @@
 //! ```
 
 mod archive;
+mod builtin_network;
 mod canary;
 mod client;
 mod crafted;

@@ -137,6 +137,7 @@ impl Node {
             ("runtime.handlers.runc.path".into(), "runc".into()),
             ("cgroup.driver".into(), "cgroupfs".into()),
             ("cgroup.parent".into(), self.world.cgroup_parent().into()),
+            ("network.mode".into(), "cni".into()),
             ("network.conf_dir".into(), path("cni")),
             ("network.cache_dir".into(), path("cni-cache")),
             ("image.registries_conf".into(), path("registries.conf")),

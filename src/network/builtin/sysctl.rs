@@ -1,0 +1,101 @@
+//! The kernel's settings that the pod network needs, by `/proc/sys/net`, which shows those of the calling thread's network
+//! namespace.
+
+use std::io;
+use std::path::Path;
+
+use super::link::{BRIDGE, INSIDE};
+
+/// A setting that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} cannot be set to {value}")]
+pub struct SysctlError {
+    pub key: String,
+    pub value: String,
+    pub source: io::Error,
+}
+
+/// Whether the kernel has IPv6, and it is not switched off for new links.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    read("net/ipv6/conf/default/disable_ipv6").is_some_and(|value| value == "0")
+}
+
+/// Lets the node forward, for the families that pods have.
+///
+/// With `all.forwarding` set, a link whose `accept_ra` is 1 hears router advertisements no more, and the node would lose the
+/// default route that it has from one; such a link gets 2, which means the same for a node that forwards (ip-sysctl).
+///
+/// # Errors
+/// When a setting is not as needed and cannot be changed.
+pub fn forward(v4: bool, v6: bool) -> Result<(), SysctlError> {
+    if v4 {
+        ensure("net/ipv4/ip_forward", "1")?;
+    }
+    if v6 && read("net/ipv6/conf/all/forwarding").as_deref() != Some("1") {
+        keep_router_advertisements()?;
+        ensure("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
+}
+
+fn keep_router_advertisements() -> Result<(), SysctlError> {
+    let links = std::fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten();
+    for link in links {
+        let Some(name) = link.file_name().to_str().map(str::to_owned) else { continue };
+        let key = format!("net/ipv6/conf/{name}/accept_ra");
+        if !["all", "default", "lo"].contains(&name.as_str()) && read(&key).as_deref() == Some("1") {
+            ensure(&key, "2")?;
+        }
+    }
+    Ok(())
+}
+
+/// The bridge: no router advertisement of a pod changes the node's routes (CVE-2020-10749), and connections that the node
+/// makes to 127.0.0.1 may leave through it to a pod. What comes *in* through it for 127.0.0.0/8 is dropped by a rule
+/// (CVE-2020-8558).
+///
+/// # Errors
+/// When a setting cannot be changed.
+pub fn bridge(v4: bool, v6: bool) -> Result<(), SysctlError> {
+    if v4 {
+        ensure(&format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")?;
+    }
+    if v6 {
+        ensure(&format!("net/ipv6/conf/{BRIDGE}/accept_ra"), "0")?;
+        ensure(&format!("net/ipv6/conf/{BRIDGE}/accept_dad"), "0")?;
+    }
+    Ok(())
+}
+
+/// The pod's end, from within the pod's namespace and before it is up: no routes from router advertisements, no
+/// duplicate-address detection, and the link-local address that follows from the MAC.
+///
+/// # Errors
+/// When a setting cannot be changed.
+pub fn inside() -> Result<(), SysctlError> {
+    let dir = format!("net/ipv6/conf/{INSIDE}");
+    if !Path::new("/proc/sys").join(&dir).exists() {
+        return Ok(());
+    }
+    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")] {
+        ensure(&format!("{dir}/{key}"), value)?;
+    }
+    Ok(())
+}
+
+fn read(key: &str) -> Option<String> {
+    std::fs::read_to_string(Path::new("/proc/sys").join(key)).ok().map(|value| value.trim().to_owned())
+}
+
+/// Writes only what is not so already: `/proc/sys` may be mounted read-only on a node that is set up rightly.
+fn ensure(key: &str, value: &str) -> Result<(), SysctlError> {
+    if read(key).as_deref() == Some(value) {
+        return Ok(());
+    }
+    std::fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| SysctlError {
+        key: key.replace('/', "."),
+        value: value.to_owned(),
+        source,
+    })
+}
