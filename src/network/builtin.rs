@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, json};
@@ -88,6 +89,8 @@ pub struct Builtin {
     reaping: Mutex<()>,
     /// Sockets for tracked connections that nobody uses now; as many as ever were used at the same time.
     sockets: Mutex<Vec<Socket>>,
+    /// It was said that the kernel does not show its tracked connections.
+    no_flows: AtomicBool,
     /// Chains of others that stand in the way, as found at the last look.
     obstacles: Mutex<Vec<String>>,
     #[cfg(test)]
@@ -111,6 +114,7 @@ impl Builtin {
             going: Mutex::default(),
             reaping: Mutex::default(),
             sockets: Mutex::default(),
+            no_flows: AtomicBool::new(false),
             obstacles: Mutex::default(),
             #[cfg(test)]
             stop: tests::Stop::default(),
@@ -205,7 +209,7 @@ impl Builtin {
         }
         self.stopped()?;
         enter_net(&pod.netns, || -> Result<(), BuiltinError> {
-            sysctl::inside()?;
+            sysctl::inside(lease.addresses.iter().any(|own| own.address.is_ipv6()))?;
             Ok(link::furnish_inside(&lease.addresses)?)
         })??;
         self.stopped()?;
@@ -268,13 +272,23 @@ impl Builtin {
     }
 
     /// With a socket for tracked connections: one that is free, or a new one. Both calls at once and pods at once have their own.
-    fn flows<T>(&self, with: impl FnOnce(&mut Socket) -> Result<T, NetlinkError>) -> Result<T, BuiltinError> {
+    ///
+    /// A kernel that does not show its tracked connections (`nf_conntrack_netlink` is a module of its own) is said so once; pods
+    /// come and go there all the same, and only a connection without handshake may lead to nobody for its half minute.
+    fn flows(&self, with: impl FnOnce(&mut Socket) -> Result<usize, NetlinkError>) -> Result<(), BuiltinError> {
         let free = locked(&self.sockets).pop();
         let mut socket = free.map_or_else(|| Socket::open(Family::Netfilter), Ok)?;
-        let done = with(&mut socket)?;
-        // One that failed may have answers left in it, and is closed.
-        locked(&self.sockets).push(socket);
-        Ok(done)
+        match with(&mut socket) {
+            Ok(_) => locked(&self.sockets).push(socket),
+            // One that failed may have answers left in it, and is closed.
+            Err(error) if flows::is_unsupported(&error) => {
+                if !self.no_flows.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the kernel does not show tracked connections: those of removed pods are not cut");
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// A lease for a new pod. Addresses of pods that are just going count as free.
@@ -372,4 +386,4 @@ fn is_pinned(netns: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::network) mod tests;

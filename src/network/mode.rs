@@ -202,14 +202,25 @@ async fn watch(network: &Weak<Builtin>, mut monitor: crate::sys::netlink::Monito
             continue;
         }
         tokio::time::sleep(SETTLE).await;
+        drop(strong);
+        repair(network).await;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Makes the tables anew, and tries for as long as the kernel refuses: no event tells when it will not any more.
+async fn repair(network: &Weak<Builtin>) {
+    while let Some(strong) = network.upgrade() {
         match task::blocking(move || strong.repair()).await {
-            Ok(()) => tracing::warn!("another program changed the tables of pods in nftables: they are made anew"),
+            Ok(()) => {
+                tracing::warn!("another program changed the tables of pods in nftables: they are made anew");
+                return;
+            }
             Err(error) => {
                 tracing::error!(error = %crate::telemetry::chain(&error), "the tables of pods in nftables cannot be made anew");
-                tokio::time::sleep(RETRY).await;
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -19,7 +19,7 @@ pub struct NetworkStatus {
     pub ready: bool,
     /// Empty when ready.
     pub reason: String,
-    /// Which folder was looked at and what is wrong; empty when ready.
+    /// Which folder was looked at and what is wrong. When ready it is empty, or names what stands in the way of pods' packets.
     pub message: String,
     /// Configuration files that were skipped, with the reason. There may be some while the network is ready.
     pub invalid_files: Vec<(PathBuf, String)>,

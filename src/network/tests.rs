@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod faults;
+mod kills;
 mod lists;
 mod real;
 mod watching;

@@ -19,7 +19,8 @@ crate::once!(
     builtin_pod_cidrs_of_the_kubelet,
     builtin_auto_makes_way_for_cni,
     builtin_obstacles_are_named,
-    builtin_cve_2020_8558_loopback_stays_closed
+    builtin_bandwidth_of_annotations,
+    cve_2020_8558_loopback_stays_closed_to_builtin_pods
 );
 
 const TCP: i32 = cri::Protocol::Tcp as i32;
@@ -62,8 +63,8 @@ async fn shell(node: &Node, client: &Client, name: &str, privileged: bool) -> Re
         shell.linux.get_or_insert_default().security_context = Some(context);
         shell.mounts = perl();
     }
-    let id = client.run_pod(&sandbox).await?;
-    let shell = client.run(&id, &shell, &sandbox).await?;
+    let id = Box::pin(client.run_pod(&sandbox)).await?;
+    let shell = Box::pin(client.run(&id, &shell, &sandbox)).await?;
     Ok((id, shell))
 }
 
@@ -283,8 +284,34 @@ async fn builtin_obstacles_are_named() -> Result<()> {
     Ok(())
 }
 
+/// How much the queues let through is measured by the network's own tests; here, that they are the annotations'.
+async fn builtin_bandwidth_of_annotations() -> Result<()> {
+    let (node, client) = node("builtin").await?;
+    let limited = |ingress: &str, egress: &str| {
+        let mut sandbox = pod(&node, "limited");
+        for (direction, rate) in [("ingress", ingress), ("egress", egress)] {
+            sandbox.annotations.insert(format!("kubernetes.io/{direction}-bandwidth"), rate.to_owned());
+        }
+        sandbox
+    };
+    let id = client.run_pod(&limited("10M", "2500k")).await?;
+    let queues = node.world.must("tc", &["qdisc", "show"]).await?;
+    let of = |link: &str, rate: &str| {
+        queues.lines().any(|line| line.contains(&format!("dev {link}")) && line.contains("tbf") && line.contains(rate))
+    };
+    ensure!(of("ck", "rate 10Mbit") && of("cq", "rate 2500Kbit"), "{queues}");
+    client.remove_pod(&id).await?;
+    refused(client.run_pod(&limited("10M", "fast")).await, &[], &["kubernetes.io/egress-bandwidth", "fast"])?;
+    eventually("no link of a pod is left", PATIENCE, async || {
+        let links = node.world.must("ip", &["-br", "link"]).await?;
+        ensure!(!links.lines().any(|line| line.starts_with("ck") || line.starts_with("cq")), "{links}");
+        Ok(())
+    })
+    .await
+}
+
 /// The node's own services on 127.0.0.1 are not reached from pods, although the bridge may carry such packets out.
-async fn builtin_cve_2020_8558_loopback_stays_closed() -> Result<()> {
+async fn cve_2020_8558_loopback_stays_closed_to_builtin_pods() -> Result<()> {
     let (node, client) = node("builtin").await?;
     let (_, bad) = shell(&node, &client, "bad", true).await?;
     let server = echo_server("node");

@@ -77,7 +77,7 @@ pub fn limit(links: &mut Links, name: &str, queue: &str, limits: Limits) -> Resu
 /// A queue that lets `bits` per second through.
 fn token_bucket(link: u32, bits: u64) -> Message {
     let rate = bits.div_ceil(8).max(1);
-    let burst = (rate / BURST_PART).clamp(BURST_LEAST, BURST_MOST);
+    let burst = burst(rate);
     let waiting = u32::try_from(rate / WAIT_PART + burst).unwrap_or(u32::MAX);
     // tc_tbf_qopt: two tc_ratespec (rate and peak), then limit, buffer and mtu. The kernel takes the bucket in bytes from
     // an attribute of its own, and rates of 4 GiB/s and more too.
@@ -92,6 +92,11 @@ fn token_bucket(link: u32, bits: u64) -> Message {
             let tbf = tbf.bytes(TCA_TBF_PARMS, &options).ne32(TCA_TBF_BURST, burst);
             if rate > u32::MAX.into() { tbf.ne64(TCA_TBF_RATE64, rate) } else { tbf }
         })
+}
+
+/// The bucket for a rate; both in bytes.
+pub(super) fn burst(rate: u64) -> u64 {
+    (rate / BURST_PART).clamp(BURST_LEAST, BURST_MOST)
 }
 
 /// A filter that matches every packet (u32 with an empty mask) and leads it to another link.

@@ -76,6 +76,13 @@ pub fn cut_ports(socket: &mut Socket, ports: &[HostPort], own: &[IpAddr]) -> Res
     Ok(cut)
 }
 
+/// Whether the kernel lacks what this module speaks to.
+#[must_use]
+pub fn is_unsupported(error: &NetlinkError) -> bool {
+    // Without the module, the netfilter socket has nobody for the subsystem, and answers EINVAL.
+    matches!(error.errno(), Some(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL))
+}
+
 /// Asks for the connections of a family; kernels before 5.8 do not know filters and list all, so each is looked at here too.
 fn list(address: IpAddr, flags: u16, parts: u32) -> Message {
     Message::new(IPCTNL_MSG_CT_GET, 0, &header(address)).nest(CTA_FILTER, |filter| filter.ne32(flags, parts))

@@ -39,6 +39,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+/// Longest alias, in bytes (`IFALIASZ` with its zero is 256).
+const ALIAS_MAX: usize = 255;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -114,6 +116,18 @@ impl Links {
         }
     }
 
+    /// The link with an index, if there is one. Other than [`Self::all`] it is not read again while pods come and go.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that there is none.
+    pub fn by_index(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        match self.socket.answer(&format!("link {index}"), Message::new(RTM_GETLINK, 0, &link_header(index, 0))) {
+            Ok(payload) => Ok(read_link(&payload)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// # Errors
     /// When the kernel refuses.
     pub fn all(&mut self) -> Result<Vec<Link>, NetlinkError> {
@@ -157,14 +171,15 @@ impl Links {
         self.socket.request(&format!("link {name}"), message)
     }
 
-    /// Lets a pod reach itself through the bridge, and notes whose link it is where `ip link` shows it.
+    /// Lets a pod reach itself through the bridge, and notes whose link it is where `ip link` shows it: `alias`, of which the
+    /// kernel takes 255 bytes.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn dress_port(&mut self, name: &str, alias: &str) -> Result<(), NetlinkError> {
         let message = Message::new(RTM_NEWLINK, 0, &link_header(0, 0))
             .string(IFLA_IFNAME, name)
-            .string(IFLA_IFALIAS, alias)
+            .bytes(IFLA_IFALIAS, alias_of(alias).as_bytes())
             .nest(IFLA_LINKINFO, |info| {
                 info.string(IFLA_INFO_SLAVE_KIND, "bridge")
                     .nest(IFLA_INFO_SLAVE_DATA, |port| port.u8(IFLA_BRPORT_MODE, 1))
@@ -309,8 +324,7 @@ impl Links {
     pub fn uplink_mtu(&mut self) -> Result<Option<u32>, NetlinkError> {
         let routes = self.routes()?;
         let Some(default) = routes.iter().find(|route| route.to.is_none()) else { return Ok(None) };
-        let links = self.all()?;
-        Ok(links.iter().find(|link| link.index == default.link).map(|link| link.mtu))
+        Ok(self.by_index(default.link)?.map(|link| link.mtu))
     }
 }
 
@@ -343,6 +357,11 @@ pub fn furnish_inside(addresses: &[Address]) -> Result<(), NetlinkError> {
 /// When the kernel refuses.
 pub fn is_inside() -> Result<bool, NetlinkError> {
     Ok(Links::open()?.find(INSIDE)?.is_some())
+}
+
+fn alias_of(pod: &str) -> &str {
+    let end = (0..=ALIAS_MAX.min(pod.len())).rev().find(|end| pod.is_char_boundary(*end));
+    &pod[..end.unwrap_or(0)]
 }
 
 /// ifinfomsg: a link by its index, or 0, with flags to set.

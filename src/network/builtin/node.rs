@@ -6,7 +6,7 @@ use crate::config::subnet::Subnet;
 
 use super::error::BuiltinError;
 use super::link::{BRIDGE, GROUP, Link, Links};
-use super::{Builtin, holdings, locked, sysctl};
+use super::{Builtin, Pod, holdings, locked, sysctl};
 
 /// Without a default route the MTU of an Ethernet.
 const MTU: u32 = 1500;
@@ -42,35 +42,67 @@ impl Builtin {
 
     /// Makes what is missing of the bridge, its addresses, the settings and the tables; what is right is left alone.
     pub(super) fn prepare(&self) -> Result<Prepared, BuiltinError> {
+        let (prepared, clear) = self.put_in_order()?;
+        clear.map(|()| prepared)
+    }
+
+    /// As [`Self::prepare`], and says apart whether a new pod may come: a route of the host that came later keeps new pods away, but
+    /// those that are there keep what they have.
+    pub(super) fn put_in_order(&self) -> Result<(Prepared, Result<(), BuiltinError>), BuiltinError> {
         // One at a time: two first pods make one bridge.
         let mut node = locked(&self.node);
         node.prepared = None;
         let (wanted, handed_over) = self.subnets()?;
         let mut links = Links::open()?;
         let there = own_bridge(&mut links)?;
-        check_overlaps(&mut links, there.as_ref(), &wanted, handed_over)?;
-        let (v4, v6) = families(&wanted);
+        let clear = match check_overlaps(&mut links, there.as_ref(), &wanted, handed_over) {
+            Err(error) if self.pods() == 0 => return Err(error),
+            clear => clear,
+        };
+        let prepared = self.make_whole(&mut links, there, &wanted)?;
+        node.prepared = clear.is_ok().then_some(prepared);
+        Ok((prepared, clear))
+    }
+
+    fn make_whole(&self, links: &mut Links, there: Option<Link>, wanted: &[Subnet]) -> Result<Prepared, BuiltinError> {
+        let (v4, v6) = families(wanted);
         sysctl::forward(v4, v6)?;
+        let is_new = there.is_none();
         let bridge = match there {
             Some(bridge) => bridge,
-            None => make_bridge(&mut links, &wanted)?,
+            None => make_bridge(links, wanted)?,
         };
         sysctl::bridge(v4, v6)?;
         if !bridge.up {
             links.set_up(bridge.index)?;
         }
-        address_bridge(&mut links, bridge.index, &wanted)?;
+        address_bridge(links, bridge.index, wanted)?;
+        if is_new {
+            self.rejoin(links, bridge.index)?;
+        }
         let mtu = links.uplink_mtu()?.unwrap_or(MTU);
         {
             let mut tables = locked(&self.tables);
-            tables.set_subnets(&wanted, &self.options.cluster);
+            tables.set_subnets(wanted, &self.options.cluster);
             if !tables.is_installed() {
                 tables.install()?;
             }
         }
-        let prepared = Prepared { bridge: bridge.index, mtu };
-        node.prepared = Some(prepared);
-        Ok(prepared)
+        Ok(Prepared { bridge: bridge.index, mtu })
+    }
+
+    /// Puts the links of pods on a bridge that was made in place of one that somebody removed: they outlive it.
+    fn rejoin(&self, links: &mut Links, bridge: u32) -> Result<(), BuiltinError> {
+        let live: Vec<Pod> = locked(&self.live).values().cloned().collect();
+        for pod in live {
+            let Some(lease) = self.lease(&pod.sandbox_id)? else { continue };
+            if links.find(&lease.link)?.is_some_and(|link| link.master == 0) {
+                tracing::warn!(pod = pod.name, link = lease.link, "a pod's link is put on a new bridge");
+                links.join(&lease.link, bridge)?;
+                links.dress_port(&lease.link, &pod.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// All subnets that pods have addresses of, and whether they were handed over. IPv6 is left out where the kernel has none.
@@ -98,11 +130,13 @@ impl Builtin {
     pub fn check(&self) -> Result<(), BuiltinError> {
         let mut links = Links::open()?;
         let there = own_bridge(&mut links)?;
-        if there.is_some() {
+        if there.is_some() || self.pods() > 0 {
             self.prepare()?;
         } else {
             let (wanted, handed_over) = self.subnets()?;
             check_overlaps(&mut links, None, &wanted, handed_over)?;
+            let (v4, v6) = families(&wanted);
+            sysctl::can_forward(v4, v6)?;
         }
         *locked(&self.obstacles) = self.look_for_obstacles()?;
         Ok(())
@@ -155,7 +189,7 @@ fn check_overlaps(
         let Some(to) = route.to.filter(|to| to.prefix() > 0 && Some(route.link) != own) else { continue };
         let clash = |subnet: &&Subnet| subnet.overlaps(to) && !(handed_over && to.prefix() < subnet.prefix());
         if let Some(subnet) = subnets.iter().find(clash) {
-            let link = links.all()?.into_iter().find(|link| link.index == route.link);
+            let link = links.by_index(route.link)?;
             let link = link.map_or_else(|| format!("link {}", route.link), |link| link.name);
             return Err(BuiltinError::Overlap { subnet: *subnet, route: to, link });
         }

@@ -62,7 +62,8 @@ impl Builtin {
         if live.is_empty() && links.find(BRIDGE)?.is_none() {
             return first;
         }
-        let node = self.prepare()?;
+        let (node, clear) = self.put_in_order()?;
+        note(clear);
         let kept: Vec<&Lease> = leases.iter().filter(|lease| live.contains(&lease.sandbox_id)).collect();
         note(remove_strangers(&mut links, &kept));
         for lease in kept {

@@ -41,7 +41,7 @@ const fn joined(a: u32, b: u32) -> u32 {
     (a << 6) | b
 }
 
-/// The sets of a table, in the order of [`Elements`]' fields.
+/// The sets of both tables.
 const INET_SETS: [Set; 8] = [
     map("ports4", joined(T_PROTOCOL, T_SERVICE), 8, joined(T_IPV4, T_SERVICE), 8),
     map("ports6", joined(T_PROTOCOL, T_SERVICE), 8, joined(T_IPV6, T_SERVICE), 20),

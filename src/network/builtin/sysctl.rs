@@ -39,6 +39,20 @@ pub fn forward(v4: bool, v6: bool) -> Result<(), SysctlError> {
     Ok(())
 }
 
+/// Whether [`forward`] would succeed; nothing is changed.
+///
+/// # Errors
+/// When a setting is not as needed and cannot be changed.
+pub fn can_forward(v4: bool, v6: bool) -> Result<(), SysctlError> {
+    let settings = [(v4, "net/ipv4/ip_forward"), (v6, "net/ipv6/conf/all/forwarding")];
+    for (_, key) in settings.iter().filter(|(wanted, key)| *wanted && read(key).as_deref() != Some("1")) {
+        // Opening says it: no byte is written.
+        let opened = std::fs::OpenOptions::new().write(true).open(Path::new("/proc/sys").join(key));
+        opened.map_err(|source| refused(key, "1", source))?;
+    }
+    Ok(())
+}
+
 fn keep_router_advertisements() -> Result<(), SysctlError> {
     let links = std::fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten();
     for link in links {
@@ -69,17 +83,21 @@ pub fn bridge(v4: bool, v6: bool) -> Result<(), SysctlError> {
 }
 
 /// The pod's end, from within the pod's namespace and before it is up: no routes from router advertisements, no
-/// duplicate-address detection, and the link-local address that follows from the MAC.
+/// duplicate-address detection, and the link-local address that follows from the MAC. `v6` says that the pod gets an IPv6 address,
+/// which its own settings may have switched off for all links; as with the plugins, `eth0` has it all the same.
 ///
 /// # Errors
 /// When a setting cannot be changed.
-pub fn inside() -> Result<(), SysctlError> {
+pub fn inside(v6: bool) -> Result<(), SysctlError> {
     let dir = format!("net/ipv6/conf/{INSIDE}");
     if !Path::new("/proc/sys").join(&dir).exists() {
         return Ok(());
     }
     for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")] {
         ensure(&format!("{dir}/{key}"), value)?;
+    }
+    if v6 {
+        ensure(&format!("{dir}/disable_ipv6"), "0")?;
     }
     Ok(())
 }
@@ -93,9 +111,9 @@ fn ensure(key: &str, value: &str) -> Result<(), SysctlError> {
     if read(key).as_deref() == Some(value) {
         return Ok(());
     }
-    std::fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| SysctlError {
-        key: key.replace('/', "."),
-        value: value.to_owned(),
-        source,
-    })
+    std::fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| refused(key, value, source))
+}
+
+fn refused(key: &str, value: &str, source: io::Error) -> SysctlError {
+    SysctlError { key: key.replace('/', "."), value: value.to_owned(), source }
 }

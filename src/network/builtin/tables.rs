@@ -121,10 +121,14 @@ impl Tables {
     pub(super) fn listed(&mut self, set: &str) -> Result<usize, NetlinkError> {
         let family = if set.starts_with("ports") { nft::INET } else { nft::FRAMES };
         let message = nft::listing(family, TABLE, set);
-        self.socket()?.dump("elements of nftables", &message, |found: &mut usize, _, payload| {
+        let listed = self.socket()?.dump("elements of nftables", &message, |found: &mut usize, _, payload| {
             let list = payload.get(4..).and_then(|rest| find(rest, 3)).unwrap_or_default();
             *found += crate::sys::netlink::attributes(list).count();
-        })
+        });
+        match listed {
+            Err(error) if error.is_missing() => Ok(0),
+            listed => listed,
+        }
     }
 
     /// Chains of others through which forwarded packets go and whose policy is to drop them: an "accept" of ours would not

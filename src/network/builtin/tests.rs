@@ -1,11 +1,17 @@
 //! The builtin network in a network namespace of the test's own, which is made for it: needs root.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use nix::sched::CloneFlags;
 
 use super::*;
+
+mod frames;
+mod limits;
+
 use crate::sys::namespaces::{self, NamespaceRequest};
+use crate::sys::netlink::Message;
 
 /// Stops the work after so many steps, as a crash would.
 #[derive(Debug)]
@@ -27,8 +33,8 @@ impl Stop {
     }
 }
 
-/// Runs a test on a thread that is a host of its own, with an uplink that leads nowhere.
-fn on_own_host(work: impl FnOnce(&Host) + Send) {
+/// Runs a test on a thread that is a host of its own. Everything that it starts, processes and threads, is inside too.
+pub(in crate::network) fn on_own_host(work: impl FnOnce(&Host) + Send) {
     std::thread::scope(|scope| {
         let inside = || {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
@@ -40,8 +46,48 @@ fn on_own_host(work: impl FnOnce(&Host) + Send) {
     });
 }
 
-struct Host {
-    dir: tempfile::TempDir,
+pub(in crate::network) struct Host {
+    pub(in crate::network) dir: tempfile::TempDir,
+}
+
+/// How much stands because of pods.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::network) struct Standing {
+    pub leases: usize,
+    /// But for the bridge.
+    pub links: usize,
+    /// Elements of these sets.
+    pub elements: BTreeMap<&'static str, usize>,
+}
+
+impl Standing {
+    /// What so many pods cost that have one host port each, and both families.
+    pub(in crate::network) fn of(pods: usize) -> Self {
+        let each = [("ports4", 1), ("ports6", 1), ("links", 1), ("macs", 1), ("own4", 1), ("own6", 2)];
+        Self { leases: pods, links: pods, elements: each.map(|(set, count)| (set, count * pods)).into() }
+    }
+}
+
+impl Builtin {
+    /// What the kernel has in this network namespace, and what is on the disk.
+    pub(in crate::network) fn standing(&self) -> Standing {
+        let sets = Standing::of(0).elements.into_keys();
+        Standing {
+            leases: std::fs::read_dir(self.options.dir.join("leases")).map_or(0, Iterator::count),
+            links: own_links().len(),
+            elements: sets.map(|set| (set, count(self, set))).collect(),
+        }
+    }
+}
+
+/// The links of ours but the bridge.
+fn own_links() -> Vec<String> {
+    let links = Links::open().unwrap().all().unwrap();
+    let ours = |link: &link::Link| [link::GROUP, link::GOING].contains(&link.group);
+    let mut names: Vec<_> =
+        links.into_iter().filter(|link| ours(link) && link.name != BRIDGE).map(|link| link.name).collect();
+    names.sort();
+    names
 }
 
 impl Host {
@@ -55,6 +101,10 @@ impl Host {
     }
 
     fn pod(&self, id: &str, ports: &[u16]) -> Pod {
+        self.pod_with(id, ports, &BTreeMap::new())
+    }
+
+    fn pod_with(&self, id: &str, ports: &[u16], sysctls: &BTreeMap<String, String>) -> Pod {
         let dir = self.dir.path().join("ns").join(id);
         if !dir.exists() {
             namespaces::create(&NamespaceRequest {
@@ -63,7 +113,7 @@ impl Host {
                 ipc: false,
                 uts: false,
                 hostname: "",
-                sysctls: &std::collections::BTreeMap::new(),
+                sysctls,
             })
             .unwrap();
         }
@@ -87,18 +137,17 @@ impl Host {
         names.sort();
         names
     }
+}
 
-    /// The links of ours but the bridge.
-    fn links(&self) -> Vec<String> {
-        let links = Links::open().unwrap().all().unwrap();
-        let mut names: Vec<_> = links
-            .into_iter()
-            .filter(|l| l.group == link::GROUP && ![BRIDGE, "uplink"].contains(&l.name.as_str()))
-            .map(|l| l.name)
-            .collect();
-        names.sort();
-        names
-    }
+/// A link of somebody else, which leads to 10.0.0.0/8.
+fn uplink(links: &mut Links) {
+    let (ifname, linkinfo, kind, create) = (3, 18, 1, 0x400);
+    let message =
+        Message::new(16, create, &[0; 16]).string(ifname, "uplink").nest(linkinfo, |info| info.string(kind, "ifb"));
+    Socket::open(Family::Route).unwrap().request("uplink", message).unwrap();
+    let uplink = links.find("uplink").unwrap().unwrap().index;
+    links.add_address(uplink, "10.0.0.9".parse().unwrap(), Subnet::for_pods("10.0.0.0/8").unwrap()).unwrap();
+    links.set_up(uplink).unwrap();
 }
 
 impl Drop for Host {
@@ -120,12 +169,12 @@ fn a_pod_comes_and_goes() {
         let attachment = network.attach(&pod).unwrap();
         assert_eq!(attachment.ips, ["10.85.0.2", "fd00:85::2"].map(|ip| ip.parse::<IpAddr>().unwrap()));
         assert_eq!(lease_of(&attachment), network.lease("a").unwrap());
-        assert_eq!((host.leases(), host.links().len()), (vec!["a.json".to_owned()], 1));
+        assert_eq!((host.leases(), own_links().len()), (vec!["a.json".to_owned()], 1));
         network.check().unwrap();
         network.release("a").unwrap();
         network.release("a").unwrap();
         network.reap().unwrap();
-        assert_eq!((host.leases(), host.links()), (vec![], vec![]));
+        assert_eq!((host.leases(), own_links()), (vec![], vec![]));
     });
 }
 
@@ -158,7 +207,10 @@ fn what_others_remove_comes_back() {
         network.attach(&host.pod("d", &[])).unwrap();
         Links::open().unwrap().remove(&network.lease("b").unwrap().unwrap().link).unwrap();
         network.reconcile().unwrap();
-        assert_eq!(host.links().len(), 4);
+        assert_eq!(own_links().len(), 4);
+        // The look at the node that a Status is made from puts pods on a new bridge.
+        Links::open().unwrap().remove(BRIDGE).unwrap();
+        network.check().unwrap();
         let bridge = Links::open().unwrap().find(BRIDGE).unwrap().unwrap();
         let ports = Links::open().unwrap().all().unwrap().into_iter().filter(|link| link.master == bridge.index);
         assert_eq!(ports.count(), 4, "each link is on the bridge again");
@@ -179,7 +231,7 @@ fn a_restart_finds_its_pods() {
         let network = host.network();
         network.adopt(&a, lease_of(&made)).unwrap();
         network.reconcile().unwrap();
-        assert_eq!((host.leases(), host.links().len()), (vec!["a.json".to_owned()], 1));
+        assert_eq!((host.leases(), own_links().len()), (vec!["a.json".to_owned()], 1));
         assert_eq!(["ports4", "links"].map(|set| count(&network, set)), [1, 1]);
         network.release("a").unwrap();
         network.reap().unwrap();
@@ -198,13 +250,10 @@ fn what_stands_in_the_way_is_said() {
                 assert!(said.left_nothing());
                 assert!(words.iter().all(|word| said.to_string().contains(word)), "{said}");
             }
-            assert_eq!((host.leases(), host.links()), (vec![], vec![]));
+            assert_eq!((host.leases(), own_links()), (vec![], vec![]));
         };
         // A route of the host.
-        links.make_queue("uplink").unwrap();
-        let uplink = links.find("uplink").unwrap().unwrap().index;
-        let wide = Subnet::for_pods("10.0.0.0/8").unwrap();
-        links.add_address(uplink, "10.0.0.9".parse().unwrap(), wide).unwrap();
+        uplink(&mut links);
         refused(&host.network(), &["10.85.0.0/24", "10.0.0.0/8", "uplink"]);
         // The kubelet's own part of the cluster's range may lie within a route.
         let network = host.network();
@@ -251,7 +300,7 @@ fn a_crash_at_any_step_leaves_nothing() {
             network = host.network();
             network.adopt(&stays, lease_of(&made)).unwrap();
             network.reconcile().unwrap();
-            assert_eq!((host.leases(), host.links().len()), (vec!["stays.json".to_owned()], 1), "step {step}");
+            assert_eq!((host.leases(), own_links().len()), (vec!["stays.json".to_owned()], 1), "step {step}");
             assert_eq!(["ports4", "links", "own6"].map(|set| count(&network, set)), [1, 1, 2], "step {step}");
             host.remove("a");
             if matches!(down, Some(Ok(()))) {
@@ -259,71 +308,6 @@ fn a_crash_at_any_step_leaves_nothing() {
                 break;
             }
         }
-    });
-}
-
-/// Two thousand pods, eight at a time, on few addresses, with a crash of the daemon every now and then: no address is held
-/// twice, and in the end nothing is left.
-#[test]
-#[ignore = "needs root: two thousand pods"]
-fn pods_without_end() {
-    const ROUNDS: usize = 25;
-    const EACH: usize = 10;
-    on_own_host(|host| {
-        let mut network = host.network();
-        let holders: Mutex<HashMap<IpAddr, String>> = Mutex::default();
-        for round in 0..ROUNDS {
-            let crash = round % 3 == 2;
-            network.stop.after(if crash { 150 + i64::try_from(round).unwrap() * 7 } else { i64::MAX });
-            std::thread::scope(|scope| {
-                for worker in 0..8 {
-                    let (network, holders) = (&network, &holders);
-                    scope.spawn(move || {
-                        for n in 0..EACH {
-                            let id = format!("{round}-{worker}-{n}");
-                            let port = 20_000 + u16::try_from(worker * EACH + n).unwrap();
-                            let pod = host.pod(&id, &[port]);
-                            let attached = network.attach(&pod);
-                            if let Ok(made) = &attached {
-                                for ip in &made.ips {
-                                    let other = locked(holders).insert(*ip, id.clone());
-                                    assert_eq!(other, None, "{ip} is held twice");
-                                }
-                                for ip in &made.ips {
-                                    locked(holders).remove(ip);
-                                }
-                            }
-                            let released = network.release(&id).and_then(|()| network.reap());
-                            assert!(crash || (attached.is_ok() && released.is_ok()), "{attached:?} {released:?}");
-                            host.remove(&id);
-                        }
-                    });
-                }
-            });
-            if crash {
-                network = host.network();
-                network.reconcile().unwrap();
-                assert_eq!((host.leases(), host.links()), (vec![], vec![]), "round {round}");
-            }
-        }
-        assert_eq!((host.leases(), host.links()), (vec![], vec![]));
-        assert_eq!(["ports4", "links", "macs", "own6"].map(|set| count(&network, set)), [0; 4]);
-        assert_eq!(network.holdings(|holdings| Ok(holdings.leases().count())).unwrap(), 0);
-    });
-}
-
-/// What goes to a pod and what comes from it each have their own queue, which goes with the pod.
-#[test]
-#[ignore = "needs root"]
-fn bandwidth_is_limited() {
-    on_own_host(|host| {
-        let network = host.network();
-        let limits = Limits { ingress: Some(1_000_000), egress: Some(40_000_000_000) };
-        network.attach(&Pod { limits, ..host.pod("a", &[]) }).unwrap();
-        assert_eq!(host.links().len(), 2);
-        network.release("a").unwrap();
-        network.reap().unwrap();
-        assert_eq!(host.links(), Vec::<String>::new());
     });
 }
 
