@@ -1,5 +1,6 @@
 #!/bin/bash
-# Measures a release build against the raw runtime. tests/bench.sh [crun|runc]; ROUNDS and PODS change the numbers.
+# Measures a release build against the raw runtime, and pods' networks in both modes against the host's.
+# tests/bench.sh [crun|runc]; ROUNDS, PODS and STANDING (pods of the full node) change the numbers, ONLY=network picks that part.
 set -eu
 RUNTIME=${1:-crun}
 if [ -z "${CRICKET_LANE:-}" ]; then
@@ -13,5 +14,15 @@ trap node_destroy EXIT
 node_prepare
 node_start
 crictl pull registry.k8s.io/e2e-test-images/busybox:1.29-2 >/dev/null
-"$TOP/critest/bin/bench" -socket "$SOCKET" -state "$NODE/state" -runtime "$RUNTIME" -handler "$RUNTIME" \
-    -daemon "$DAEMON_PID" -keeper "$(node_keeper)" -rounds "${ROUNDS:-50}" -pods "${PODS:-50}"
+bench() {
+    "$TOP/critest/bin/bench" -socket "$SOCKET" -state "$NODE/state" -runtime "$RUNTIME" -handler "$RUNTIME" \
+        -daemon "$DAEMON_PID" -keeper "$(node_keeper)" -rounds "${ROUNDS:-50}" -pods "${PODS:-50}" "$@"
+}
+[ "${ONLY:-}" = network ] || bench
+for mode in cni builtin; do
+    node_stop
+    sed -i "s/^mode = .*/mode = \"$mode\"/" "$NODE/config.toml"
+    node_start
+    echo
+    bench -network "$mode" -standing "${STANDING:-500}"
+done

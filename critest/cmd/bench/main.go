@@ -21,6 +21,8 @@ type options struct {
 	socket, state, image, runtime, handler string
 	rounds, pods                           int
 	daemon, keeper                         int
+	network                                string
+	standing                               int
 }
 
 func main() {
@@ -34,6 +36,8 @@ func main() {
 	flag.IntVar(&o.pods, "pods", 50, "pods of the memory measurement")
 	flag.IntVar(&o.daemon, "daemon", 0, "the daemon's pid")
 	flag.IntVar(&o.keeper, "keeper", 0, "the keeper's pid")
+	flag.StringVar(&o.network, "network", "", "measure pods' networks only; the mode, for the table")
+	flag.IntVar(&o.standing, "standing", 500, "pods of the full node, when networks are measured")
 	flag.Parse()
 	if err := run(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -66,6 +70,11 @@ func run(o *options) error {
 	}
 	defer os.RemoveAll(scratch)
 	n := &node{options: o, runtime: cri.NewRuntimeServiceClient(connection), scratch: scratch}
+	if o.network != "" {
+		fmt.Printf("Network %q beside the host's, %d rounds\n", o.network, o.rounds)
+		fmt.Printf("  %-34s %9s %9s %9s %9s %9s\n", "ms", "p50", "p90", "host p50", "host p90", "more p50")
+		return n.networks()
+	}
 	if err := n.memory(); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
