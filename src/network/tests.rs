@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod equal;
 mod faults;
 mod kills;
 mod lists;

@@ -62,7 +62,8 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_TABLE: u16 = 15;
 const RT_TABLE_MAIN: u8 = 254;
-const RTPROT_STATIC: u8 = 4;
+/// As the plugins' routes are, and those of `ip route add`.
+const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 
 const IFF_UP: u32 = 1;
@@ -303,7 +304,7 @@ impl Links {
     /// When the kernel refuses.
     pub fn add_default_route(&mut self, link: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
         let family = if gateway.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        let header = [family_byte(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0, 0, 0, 0];
+        let header = [family_byte(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0];
         let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header).ne32(RTA_OIF, link);
         self.socket.request(&format!("default route via {gateway}"), with_ip(message, RTA_GATEWAY, gateway))
     }
