@@ -15,3 +15,10 @@ pub mod websocket {
     pub use crate::streaming::websocket::frame::{Decoder, Event, FrameError};
     pub use crate::streaming::websocket::tunnel::Tunnel;
 }
+
+/// What of an image, and of the files about registries, is read.
+pub mod image {
+    pub use crate::image::registry::auth::challenges;
+    pub use crate::image::{config, document, policy, reference, registries, registry};
+    pub use crate::storage::{Compression, Digest, Limits, Storage, StorageOptions};
+}

@@ -22,7 +22,7 @@ macro_rules! targets {
     };
 }
 
-targets!(spdy_frames, spdy_roundtrip, websocket_frames, websocket_roundtrip);
+targets!(image_layer, image_texts, spdy_frames, spdy_roundtrip, websocket_frames, websocket_roundtrip);
 
 /// How long an end may take that comes about by itself. Only a failing input waits this long, and under the fuzzer nothing
 /// waits at all.

@@ -310,6 +310,13 @@ impl Challenge {
     }
 }
 
+/// The schemes of one `WWW-Authenticate` header, each with its parameters, for the fuzzing target.
+#[doc(hidden)]
+#[must_use]
+pub fn challenges(text: &str) -> Vec<(String, Vec<(String, String)>)> {
+    parse_challenges(text).into_iter().map(|challenge| (challenge.scheme, challenge.params)).collect()
+}
+
 /// The challenges of one `WWW-Authenticate` header. What does not parse ends the list.
 fn parse_challenges(text: &str) -> Vec<Challenge> {
     let mut found: Vec<Challenge> = Vec::new();
