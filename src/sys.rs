@@ -18,6 +18,4 @@ pub mod process;
 pub mod reactor;
 pub mod root;
 pub mod seqpacket;
-pub mod turns;
-pub mod writeback;
 pub mod xattr;

@@ -17,7 +17,6 @@ use super::removal::remove_tree;
 use super::unpack::{self, Compression, Limits, Unpacked};
 use super::{Digest, Inner, Storage, StorageError, Usage, names};
 use crate::sys::root::Root;
-use crate::sys::turns::LongTurns;
 
 const MARKER: &str = "layer.json";
 const MAX_MARKER: u64 = 16 << 10;
@@ -120,7 +119,6 @@ impl Storage {
             source,
         };
         let directory = Staging::new(&self.0).map_err(failed)?;
-        let _turns = LongTurns::take();
         let diff = directory.root.create_dir("diff", 0o755).map_err(failed)?;
         let unpacked = unpack::unpack(&diff, &directory.root, compression, reader, limits)
             .map_err(|source| StorageError::Unpack { chain: chain.clone(), source })?;

@@ -7,7 +7,6 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{Compression, UnpackError, zstd_window};
 use crate::storage::digest::{Digest, Hasher};
-use crate::sys::turns::LongTurns;
 
 /// One buffer; large enough that handing it over costs nothing beside filling it.
 const BUFFER: usize = 256 << 10;
@@ -46,10 +45,7 @@ pub(super) fn decompressed<T>(
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("decompress".to_owned())
-            .spawn_scoped(scope, move || {
-                let _turns = LongTurns::take();
-                produce(compression, reader, &send, &reuse);
-            })
+            .spawn_scoped(scope, move || produce(compression, reader, &send, &reuse))
             .map_err(|source| UnpackError::Thread { source })?;
         let blocks = Blocks {
             chunks,

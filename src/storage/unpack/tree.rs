@@ -19,7 +19,7 @@ use super::{Limits, UnpackError};
 use crate::storage::removal::remove_tree;
 use crate::storage::usage::{BLOCK, Usage, charge, removable};
 use crate::sys::root::{Root, file_type, magic_path};
-use crate::sys::{writeback, xattr};
+use crate::sys::xattr;
 
 mod content;
 mod parents;
@@ -31,10 +31,6 @@ use times::Times;
 
 /// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
 pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
-
-/// A file of so many bytes begins to be written to the disk at once, so that the pull's `syncfs` has less to wait for
-/// (docs/decisions/027). Most bytes of an image are in such files, and most files are smaller.
-const WRITTEN_AT_ONCE: u64 = 64 << 10;
 
 pub(super) struct Tree<'l> {
     parents: Parents<'l>,
@@ -181,9 +177,6 @@ impl<'l> Tree<'l> {
         };
         self.count(stored.next_multiple_of(BLOCK));
         describe(place, file.as_fd())?;
-        if stored >= WRITTEN_AT_ONCE {
-            writeback::begin(file.as_fd());
-        }
         rustix::fs::futimens(&file, &stamps(place.entry.mtime)).map_err(place.failed("its time cannot be set"))
     }
 
