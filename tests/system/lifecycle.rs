@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cri_proto::runtime::v1 as cri;
 use tonic::Code;
 
@@ -246,9 +246,14 @@ async fn stats_of_running_containers() -> Result<()> {
     let ended = client.run(&pod, &container(&sandbox, "ended", "exit 0"), &sandbox).await?;
     client.ended(&ended).await?;
 
-    let request = cri::ContainerStatsRequest { container_id: first.clone() };
-    let one = client.runtime.clone().container_stats(request).await?.into_inner().stats.expect("stats of a container");
-    let (cpu, memory) = (one.cpu.expect("cpu"), one.memory.expect("memory"));
+    // The first sample of a node whose processors are all taken may come too late for its question.
+    let (one, cpu, memory) = eventually("the container is measured", PATIENCE, async || {
+        let request = cri::ContainerStatsRequest { container_id: first.clone() };
+        let one = client.runtime.clone().container_stats(request).await?.into_inner().stats.context("no stats")?;
+        let (cpu, memory) = (one.cpu.context("no cpu")?, one.memory.context("no memory")?);
+        Ok((one, cpu, memory))
+    })
+    .await?;
     ensure!(cpu.timestamp > 0 && cpu.usage_core_nano_seconds.is_some_and(|used| used.value > 0), "{cpu:?}");
     ensure!(memory.timestamp > 0 && memory.working_set_bytes.is_some_and(|used| used.value > 0), "{memory:?}");
     let attributes = one.attributes.expect("attributes");

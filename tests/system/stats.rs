@@ -53,6 +53,8 @@ async fn numbers_are_those_of_the_kernel(runtime: &'static str) -> Result<()> {
         ensure!(used > 500_000_000, "{used} ns");
         let disk = found.writable_layer.as_ref().context("no writable layer yet")?;
         ensure!(value(&disk.used_bytes)? >= 3 * MIB && value(&disk.inodes_used)? >= 1, "{disk:?}");
+        // A rate takes two samples.
+        value(&found.cpu.as_ref().context("cpu")?.usage_nano_cores).context("no rate yet")?;
         Ok(found)
     })
     .await?;
