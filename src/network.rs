@@ -38,11 +38,13 @@ pub use plugin::{PluginError, Verb};
 pub use result::{Attachment, Interface, ResultError};
 pub use status::NetworkStatus;
 
+mod abandoned;
 mod args;
 mod builtin;
 mod cache;
 mod capability;
 mod chain;
+mod check;
 mod conf;
 mod conf_dir;
 mod error;
@@ -113,6 +115,7 @@ pub struct Network {
     gc_gate: RwLock<()>,
     /// Sandboxes that this process attached and did not detach.
     live: Mutex<HashSet<String>>,
+    abandoned: abandoned::Abandoned,
 }
 
 /// Longest clock of a STATUS call.
@@ -143,6 +146,7 @@ impl Network {
             asking: tokio::sync::Mutex::new(()),
             gc_gate: RwLock::new(()),
             live: Mutex::new(HashSet::new()),
+            abandoned: abandoned::Abandoned::default(),
             config,
         })
     }
@@ -189,9 +193,16 @@ impl Network {
         mut entry: cache::Entry,
         owner: Claim<'_>,
     ) -> Result<Attachment, NetworkError> {
-        let call = Call::of(&entry, Some(&pod.netns));
+        let mut call = Call::of(&entry, Some(&pod.netns));
+        let namespace = teardown::namespace_at(&pod.netns);
         let added = chain::add(&self.plugins, list, &call.target(), &call.runtime).await;
         let (network, name) = (list.name.clone(), pod.full_name());
+        // The pod's other half would be nowhere.
+        if namespace.is_some() && teardown::namespace_at(&pod.netns) != namespace {
+            call.netns = None;
+            let undo = self.undo(list, &entry, &call, list.plugins.len(), owner).await;
+            return Err(NetworkError::NamespaceLost { network, pod: name, netns: pod.netns.clone(), undo });
+        }
         let result = match added {
             Ok(result) => result,
             Err(failure) => {

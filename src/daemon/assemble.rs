@@ -181,6 +181,7 @@ async fn take_over(pods: &Pods, records: Records) -> Result<(), DaemonError> {
     if let Err(error) = pods.network().gc(&attached).await {
         tracing::warn!(error = %crate::telemetry::chain(&error), "the network's leftovers could not be collected");
     }
+    pods.check_networks();
     Ok(())
 }
 

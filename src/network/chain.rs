@@ -1,8 +1,9 @@
-//! The plugins of a network called one after the other: ADD in order with each result handed on, DEL in reverse.
+//! The plugins of a network called one after the other: ADD in order with each result handed on, DEL in reverse; and what
+//! they can be asked beside: CHECK, STATUS, GC, VERSION.
 
 use serde_json::{Map, Value};
 
-use super::conf::{NetworkList, PluginConf};
+use super::conf::{NetworkList, PluginConf, Version};
 use super::plugin::{PluginError, Plugins, Target, Verb};
 use super::result::{self, ResultError};
 
@@ -35,7 +36,7 @@ pub async fn add(
 ) -> Result<Map<String, Value>, AddFailure> {
     let mut previous = None;
     for (index, plugin) in list.plugins.iter().enumerate() {
-        let config = config(list, plugin, previous.as_ref(), runtime);
+        let config = config(Verb::Add, list, plugin, previous.as_ref(), runtime);
         let fail = |error| AddFailure { ran: index + 1, error };
         let said = plugins.call(Verb::Add, &plugin.kind, &config, Some(target)).await;
         let mut result = said.and_then(|said| said.into_result(Verb::Add, &plugin.kind)).map_err(|error| {
@@ -66,15 +67,12 @@ pub async fn del(
     saved: &Saved<'_>,
     ran: usize,
 ) -> Result<(), Vec<PluginError>> {
-    let previous = saved.result.filter(|result| {
-        let version = result.get("cniVersion").and_then(Value::as_str);
-        list.version.del_has_result() && version == Some(list.version.as_str())
-    });
+    let previous = if list.version.del_has_result() { in_version(saved.result, list) } else { None };
     let mut errors = Vec::new();
     for (index, plugin) in list.plugins.iter().enumerate().rev() {
-        let config = config(list, plugin, previous, saved.runtime);
+        let config = config(Verb::Del, list, plugin, previous.as_ref(), saved.runtime);
         let Err(error) = plugins.call(Verb::Del, &plugin.kind, &config, Some(target)).await else { continue };
-        if index < ran {
+        if index < ran && !error.knows_no_such_container() {
             let stop = !error.never_ran();
             errors.push(error);
             if stop {
@@ -85,6 +83,54 @@ pub async fn del(
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
+/// Asks the plugins whether the pod's interface is as ADD made it. The caller has seen to it that the list has CHECK.
+///
+/// # Errors
+/// The first plugin's that says no.
+pub async fn check(
+    plugins: &Plugins,
+    list: &NetworkList,
+    target: &Target<'_>,
+    saved: &Saved<'_>,
+) -> Result<(), PluginError> {
+    let previous = in_version(saved.result, list);
+    for plugin in &list.plugins {
+        let config = config(Verb::Check, list, plugin, previous.as_ref(), saved.runtime);
+        plugins.call(Verb::Check, &plugin.kind, &config, Some(target)).await?;
+    }
+    Ok(())
+}
+
+/// ADD's result in the list's version: it has another one when the configuration has changed under the pod.
+fn in_version(result: Option<&Map<String, Value>>, list: &NetworkList) -> Option<Map<String, Value>> {
+    let mut result = result?.clone();
+    result::normalise(&mut result, list.version).ok().map(|()| result)
+}
+
+/// The highest version of the list that all of its programs speak. Those that do not say what they speak are not counted.
+///
+/// # Errors
+/// The program because of which there is none, or one that hangs.
+pub async fn version(plugins: &Plugins, list: &NetworkList) -> Result<Version, PluginError> {
+    let mut common = list.offered.clone();
+    for program in list.programs() {
+        // One that is missing is for STATUS to say.
+        let said = match plugins.versions(program, list.version).await {
+            Err(error) if error.never_ran() => continue,
+            said => said?,
+        };
+        let Some(speaks) = said else { continue };
+        let wanted: Vec<&str> = common.iter().map(|version| version.as_str()).collect();
+        let wanted = wanted.join(" or ");
+        common.retain(|version| speaks.iter().any(|spoken| spoken == version.as_str()));
+        if common.is_empty() {
+            let speaks = speaks.join(", ").chars().take(256).collect();
+            return Err(PluginError::Versions { plugin: program.to_owned(), speaks, wanted });
+        }
+    }
+    Ok(common.last().copied().unwrap_or(list.version))
+}
+
 /// What ADD was called with and what it gave, for DEL.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved<'a> {
@@ -92,14 +138,15 @@ pub struct Saved<'a> {
     pub result: Option<&'a Map<String, Value>>,
 }
 
-/// Asks every plugin whether it can set networks up; nothing before version 1.1.0.
+/// Asks every plugin whether it can set networks up; before version 1.1.0 only whether it speaks the list's version.
 ///
 /// # Errors
 /// The first plugin's that says no, or that does not answer.
 pub async fn status(plugins: &Plugins, list: &NetworkList) -> Result<(), PluginError> {
+    version(plugins, list).await?;
     for plugin in &list.plugins {
         if list.version.has_status_and_gc() {
-            let config = config(list, plugin, None, &Map::new());
+            let config = config(Verb::Status, list, plugin, None, &Map::new());
             plugins.call(Verb::Status, &plugin.kind, &config, None).await?;
         } else {
             plugins.find(&plugin.kind)?;
@@ -116,7 +163,7 @@ pub async fn gc(plugins: &Plugins, list: &NetworkList, valid: &[(String, String)
     let valid: Value = valid.iter().map(|(id, name)| serde_json::json!({"containerID": id, "ifname": name})).collect();
     let mut errors = Vec::new();
     for plugin in &list.plugins {
-        let mut config = config(list, plugin, None, &Map::new());
+        let mut config = config(Verb::Gc, list, plugin, None, &Map::new());
         // The specification's key, and the one that libcni used before.
         config["cni.dev/valid-attachments"] = valid.clone();
         config["cni.dev/attachments"] = valid.clone();
@@ -129,6 +176,7 @@ pub async fn gc(plugins: &Plugins, list: &NetworkList, valid: &[(String, String)
 
 /// What a plugin reads on its standard input.
 fn config(
+    verb: Verb,
     list: &NetworkList,
     plugin: &PluginConf,
     previous: Option<&Map<String, Value>>,
@@ -137,7 +185,11 @@ fn config(
     let mut config = plugin.object.clone();
     config.insert("name".into(), list.name.clone().into());
     config.insert("cniVersion".into(), list.version.as_str().into());
-    config.remove("prevResult");
+    // Keys that are the runtime's to set.
+    config.retain(|key, _| key != "prevResult" && !key.starts_with("cni.dev/"));
+    if list.version.hides_capabilities() && matches!(verb, Verb::Add | Verb::Check | Verb::Del) {
+        config.remove("capabilities");
+    }
     if let Some(previous) = previous {
         config.insert("prevResult".into(), Value::Object(previous.clone()));
     }

@@ -46,6 +46,18 @@ impl Version {
         self >= Self::V0_4_0
     }
 
+    /// CHECK exists since 0.4.0.
+    #[must_use]
+    pub fn has_check(self) -> bool {
+        self >= Self::V0_4_0
+    }
+
+    /// A request does not repeat the plugin's `capabilities` since 1.0.0 ("Deriving request configuration").
+    #[must_use]
+    pub fn hides_capabilities(self) -> bool {
+        self >= Self::V1_0_0
+    }
+
     /// STATUS and GC exist since 1.1.0.
     #[must_use]
     pub fn has_status_and_gc(self) -> bool {
@@ -66,6 +78,8 @@ pub struct PluginConf {
     pub kind: String,
     /// The capabilities that are set to true.
     pub capabilities: BTreeSet<String>,
+    /// The program that it hands the addresses over to: `ipam.type`.
+    pub ipam: Option<String>,
     /// The whole object, as it was written.
     pub object: Map<String, Value>,
 }
@@ -74,13 +88,40 @@ pub struct PluginConf {
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkList {
     pub name: String,
-    /// The highest version of the configuration that cricket speaks.
+    /// The highest version of the configuration that cricket speaks, or that [`Self::at`] was called with.
     pub version: Version,
+    /// All of its versions that cricket speaks, in order; never empty.
+    pub offered: Vec<Version>,
+    /// CHECK must not be called.
+    pub disable_check: bool,
+    /// GC must not be called.
     pub disable_gc: bool,
     /// At least one, in the order of ADD.
     pub plugins: Vec<PluginConf>,
     /// The list as JSON with all its plugins in it, as it goes to the result cache.
     pub bytes: Vec<u8>,
+}
+
+impl NetworkList {
+    /// The same network, spoken of in one of the versions that it offers. What is cached then names no other, so that DEL
+    /// speaks the version of ADD whatever plugins are installed meanwhile.
+    #[must_use]
+    pub fn at(mut self, version: Version) -> Self {
+        if self.version != version
+            && let Ok(Value::Object(mut object)) = serde_json::from_slice(&self.bytes)
+        {
+            object.remove("cniVersions");
+            object.insert("cniVersion".into(), version.as_str().into());
+            self.bytes = Value::Object(object).to_string().into_bytes();
+            self.version = version;
+        }
+        self
+    }
+
+    /// The programs that take part, each once: plugins, and those that give them addresses.
+    pub fn programs(&self) -> BTreeSet<&str> {
+        self.plugins.iter().flat_map(|plugin| [Some(plugin.kind.as_str()), plugin.ipam.as_deref()]).flatten().collect()
+    }
 }
 
 /// Why a text is no network configuration.
@@ -104,6 +145,8 @@ pub enum ConfError {
     TooManyPlugins,
     #[error("plugin type {0:?}: want the name of a program, without a path")]
     PluginType(String),
+    #[error("plugin {0:?} is its own ipam: it would call itself without end")]
+    OwnIpam(String),
     #[error("only the loopback plugin: lo is set up without it")]
     OnlyLoopback,
     #[error("{path}: {source}")]
@@ -126,7 +169,8 @@ pub type Inlined<'a> = &'a dyn Fn(&str) -> Result<Vec<PluginConf>, ConfError>;
 pub fn parse_list(bytes: &[u8], more: Inlined<'_>) -> Result<NetworkList, ConfError> {
     let mut object = object(serde_json::from_slice(bytes).map_err(ConfError::Json)?)?;
     let name = name(&object)?;
-    let version = version(&object)?;
+    let offered = versions(&object)?;
+    let disable_check = flag(&object, "disableCheck")?;
     let disable_gc = flag(&object, "disableGC")?;
     let only_inlined = flag(&object, "loadOnlyInlinedPlugins")?;
     let mut plugins = match object.get("plugins") {
@@ -154,7 +198,8 @@ pub fn parse_list(bytes: &[u8], more: Inlined<'_>) -> Result<NetworkList, ConfEr
     if plugins.iter().all(|plugin| plugin.kind == "loopback") {
         return Err(ConfError::OnlyLoopback);
     }
-    Ok(NetworkList { name, version, disable_gc, plugins, bytes })
+    let version = *offered.last().expect("versions() gives at least one");
+    Ok(NetworkList { name, version, offered, disable_check, disable_gc, plugins, bytes })
 }
 
 /// Reads the configuration of a single plugin, as a list of one.
@@ -168,7 +213,7 @@ pub fn parse_single(bytes: &[u8]) -> Result<NetworkList, ConfError> {
         return parse_list(bytes, &|_| Ok(Vec::new()));
     }
     let mut list = json!({"name": name(&object)?, "loadOnlyInlinedPlugins": true});
-    for key in ["cniVersion", "cniVersions"] {
+    for key in ["cniVersion", "cniVersions", "disableCheck", "disableGC"] {
         if let Some(value) = object.get(key) {
             list[key] = value.clone();
         }
@@ -188,12 +233,20 @@ pub fn plugin(value: &Value) -> Result<PluginConf, ConfError> {
         Some(_) => return Err(ConfError::WrongType("type")),
         None => return Err(ConfError::Missing("type")),
     };
-    let legal = !matches!(kind.as_str(), "" | "." | "..")
-        && kind.len() <= 255
-        && !kind.contains(|c: char| matches!(c, '/' | '\\') || c.is_control());
-    if !legal {
-        return Err(ConfError::PluginType(kind.chars().take(128).collect()));
-    }
+    check_program(&kind)?;
+    // Plugins start it as we start them, and those that are older than CVE-2021-20206 do not look at its name.
+    let ipam = match object.get("ipam").and_then(|ipam| ipam.get("type")) {
+        None => None,
+        Some(Value::String(ipam)) if ipam.is_empty() => None,
+        Some(Value::String(ipam)) => {
+            check_program(ipam)?;
+            if *ipam == kind {
+                return Err(ConfError::OwnIpam(kind));
+            }
+            Some(ipam.clone())
+        }
+        Some(_) => return Err(ConfError::WrongType("ipam.type")),
+    };
     let mut capabilities = BTreeSet::new();
     match object.get("capabilities") {
         None | Some(Value::Null) => {}
@@ -206,7 +259,15 @@ pub fn plugin(value: &Value) -> Result<PluginConf, ConfError> {
         }
         Some(_) => return Err(ConfError::WrongType("capabilities")),
     }
-    Ok(PluginConf { kind, capabilities, object })
+    Ok(PluginConf { kind, capabilities, ipam, object })
+}
+
+/// The name of a program is one path component (CVE-2021-20206).
+fn check_program(name: &str) -> Result<(), ConfError> {
+    let legal = !matches!(name, "" | "." | "..")
+        && name.len() <= 255
+        && !name.contains(|c: char| matches!(c, '/' | '\\') || c.is_control());
+    if legal { Ok(()) } else { Err(ConfError::PluginType(name.chars().take(128).collect())) }
 }
 
 fn object(value: Value) -> Result<Map<String, Value>, ConfError> {
@@ -222,8 +283,8 @@ fn name(object: &Map<String, Value>) -> Result<String, ConfError> {
     }
 }
 
-/// The highest of `cniVersion` and `cniVersions` that both sides speak.
-fn version(object: &Map<String, Value>) -> Result<Version, ConfError> {
+/// Those of `cniVersion` and `cniVersions` that cricket speaks, in order; at least one.
+fn versions(object: &Map<String, Value>) -> Result<Vec<Version>, ConfError> {
     let mut offered = Vec::new();
     match object.get("cniVersion") {
         None => {}
@@ -242,8 +303,11 @@ fn version(object: &Map<String, Value>) -> Result<Version, ConfError> {
     if offered.is_empty() {
         return Err(ConfError::Missing("cniVersion"));
     }
-    let spoken = offered.iter().filter_map(|text| Version::parse(text)).max();
-    spoken.ok_or_else(|| ConfError::Version(offered.join(", ").chars().take(128).collect()))
+    let spoken: BTreeSet<Version> = offered.iter().filter_map(|text| Version::parse(text)).collect();
+    if spoken.is_empty() {
+        return Err(ConfError::Version(offered.join(", ").chars().take(128).collect()));
+    }
+    Ok(spoken.into_iter().collect())
 }
 
 /// A boolean, which may also be written as a string.

@@ -1,6 +1,7 @@
-//! The folder of network configurations: the first legal file in lexical order is the pods' network, the others that come
-//! before it are named with what is wrong with them.
+//! The folder of network configurations: the first legal file in lexical order is the pods' network; every file that is not
+//! legal, or that names a network which an earlier one configures, is named with what is wrong with it.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -20,7 +21,7 @@ const FILES_MAX: usize = 256;
 pub struct Loaded {
     /// The network of pods, and the file it is from.
     pub list: Option<(PathBuf, NetworkList)>,
-    /// Files that were skipped, in order, each with the reason.
+    /// Files that are of no use, in order, each with the reason.
     pub invalid: Vec<(PathBuf, String)>,
     /// Why the folder could not be read; `None` also when it is merely empty.
     pub unreadable: Option<io::Error>,
@@ -37,16 +38,36 @@ pub fn load(dir: &Path) -> Loaded {
             return loaded;
         }
     };
+    let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
     for path in files {
         match load_file(dir, &path) {
             Ok(list) => {
-                loaded.list = Some((path, list));
-                break;
+                if let Some(owner) = owners.get(&list.name) {
+                    let reason = format!("network {:?} is configured by {} already", list.name, owner.display());
+                    loaded.invalid.push((path, reason));
+                    continue;
+                }
+                owners.insert(list.name.clone(), path.clone());
+                if loaded.list.is_none() {
+                    loaded.list = Some((path, list));
+                }
             }
             Err(error) => loaded.invalid.push((path, error.to_string())),
         }
     }
     loaded
+}
+
+impl Loaded {
+    /// Lets the network that was in use stay when its file is no longer legal: a file that is being written, or was written
+    /// wrongly, must not put new pods on another network or on none. It goes with its file.
+    pub fn keep(&mut self, file: Option<&Path>, list: Option<&NetworkList>) {
+        let (Some(file), Some(list)) = (file, list) else { return };
+        let broken = self.invalid.iter().any(|(path, _)| path == file);
+        if broken && self.list.as_ref().is_none_or(|(chosen, _)| chosen.as_path() > file) {
+            self.list = Some((file.to_owned(), list.clone()));
+        }
+    }
 }
 
 fn load_file(dir: &Path, path: &Path) -> Result<NetworkList, ConfError> {
@@ -141,13 +162,57 @@ mod tests {
             (vec![("10-a.conflist", SINGLE)], None, vec!["10-a.conflist"]),
             (vec![("10-a.conflist.bak", &*first), (".10-a.conflist", &*first), ("a", &*first)], None, vec![]),
             (vec![("10-a.conflist", "{"), ("20-b.conf", "")], None, vec!["10-a.conflist", "20-b.conf"]),
-            (vec![("10-a.conflist", &*first), ("20-b.conflist", "{")], Some("first"), vec![]),
+            (vec![("10-a.conflist", &*first), ("20-b.conflist", "{")], Some("first"), vec!["20-b.conflist"]),
+            (vec![("10-a.conflist", &*first), ("20-b.conflist", &*second)], Some("first"), vec![]),
+            (vec![("10-a.conflist", &*first), ("20-b.conflist", &*first)], Some("first"), vec!["20-b.conflist"]),
+            (
+                vec![("10-a.conflist", "{"), ("20-b.conf", SINGLE), ("30-c.json", SINGLE)],
+                Some("single"),
+                vec!["10-a.conflist", "30-c.json"],
+            ),
             (vec![("a.conflist/x", ""), ("b.conflist", &*second)], Some("second"), vec![]),
             (vec![("a.conflist", &*first), ("first/10.conf", r#"{"type": "a/b"}"#)], None, vec!["a.conflist"]),
         ] {
             let wanted = (list.map(str::to_owned), invalid.iter().map(|name| (*name).to_owned()).collect());
             assert_eq!(chosen(&files), wanted, "{files:?}");
         }
+    }
+
+    #[test]
+    fn a_link_that_leads_to_itself_is_named_and_passed_by() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("10-a.conflist", dir.path().join("10-a.conflist")).unwrap();
+        fs::write(dir.path().join("20-b.conflist"), GOOD.replace("NAME", "second")).unwrap();
+        let loaded = load(dir.path());
+        assert_eq!(loaded.list.unwrap().1.name, "second");
+        assert!(
+            loaded.invalid[0].1.starts_with("cannot be read: Too many levels of symbolic links"),
+            "{:?}",
+            loaded.invalid
+        );
+    }
+
+    #[test]
+    fn the_network_in_use_outlives_a_bad_edit_but_not_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("20-b.conflist");
+        fs::write(&file, GOOD.replace("NAME", "used")).unwrap();
+        let (path, used) = load(dir.path()).list.unwrap();
+        let kept = || {
+            let mut loaded = load(dir.path());
+            loaded.keep(Some(&path), Some(&used));
+            loaded.list.map(|(_, list)| list.name)
+        };
+        fs::write(&file, "{").unwrap();
+        assert_eq!(kept().as_deref(), Some("used"));
+        // One that comes after it does not take its place, one that comes before it does.
+        fs::write(dir.path().join("30-c.conflist"), GOOD.replace("NAME", "after")).unwrap();
+        assert_eq!(kept().as_deref(), Some("used"));
+        fs::write(dir.path().join("10-a.conflist"), GOOD.replace("NAME", "before")).unwrap();
+        assert_eq!(kept().as_deref(), Some("before"));
+        fs::remove_file(dir.path().join("10-a.conflist")).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(kept().as_deref(), Some("after"));
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! One call of one plugin program: its environment, its clock, and what its answer means.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
+use super::conf::Version;
 use crate::sys::exec::{self, Exec, ExecError, Output};
 
 /// Most plugin programs at once that set networks up, and as many that take them down: separate, so that plugins that hang
@@ -29,9 +32,11 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     Add,
+    Check,
     Del,
     Status,
     Gc,
+    Version,
 }
 
 impl Verb {
@@ -39,9 +44,11 @@ impl Verb {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
+            Self::Check => "CHECK",
             Self::Del => "DEL",
             Self::Status => "STATUS",
             Self::Gc => "GC",
+            Self::Version => "VERSION",
         }
     }
 }
@@ -68,7 +75,7 @@ pub enum PluginError {
     Start { plugin: String, verb: Verb, source: io::Error },
     #[error("CNI plugin {plugin:?} did not answer {} within {} s and was killed{}", verb.as_str(), after.as_secs_f64(), said(stderr))]
     TimedOut { plugin: String, verb: Verb, after: Duration, stderr: String },
-    #[error("CNI plugin {plugin:?} failed {}: {msg}{} (code {code}){}", verb.as_str(), detailed(details), said(stderr))]
+    #[error("CNI plugin {plugin:?} failed {}: {msg}{} (code {code}{}){}", verb.as_str(), detailed(details), meaning(*code), said(stderr))]
     Failed { plugin: String, verb: Verb, code: u64, msg: String, details: String, stderr: String },
     #[error("CNI plugin {plugin:?} failed {} without an error object: {status}{}{}", verb.as_str(), printed(stdout), said(stderr))]
     Exited { plugin: String, verb: Verb, status: ExitStatus, stdout: String, stderr: String },
@@ -76,6 +83,10 @@ pub enum PluginError {
     Silent { plugin: String, verb: Verb, stderr: String },
     #[error("CNI plugin {plugin:?} printed something else than a result for {}{}{}", verb.as_str(), printed(stdout), said(stderr))]
     Garbage { plugin: String, verb: Verb, stdout: String, stderr: String },
+    #[error("CNI plugin {plugin:?} printed more than {OUTPUT_MAX} bytes for {}{}", verb.as_str(), said(stderr))]
+    TooMuch { plugin: String, verb: Verb, stderr: String },
+    #[error("CNI plugin {plugin:?} speaks the CNI versions {speaks}, the configuration wants {wanted}")]
+    Versions { plugin: String, speaks: String, wanted: String },
     #[error("CNI plugin {plugin:?}: the outcome of {} is not known", verb.as_str())]
     Lost { plugin: String, verb: Verb, source: ExecError },
 }
@@ -85,6 +96,23 @@ impl PluginError {
     #[must_use]
     pub fn never_ran(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::NotExecutable { .. } | Self::Start { .. })
+    }
+
+    /// Whether the plugin does not know the container, so that it has nothing to clean up (the specification's code 3).
+    #[must_use]
+    pub fn knows_no_such_container(&self) -> bool {
+        matches!(self, Self::Failed { code: 3, .. })
+    }
+}
+
+/// What the specification's codes mean beyond what the plugin says itself.
+fn meaning(code: u64) -> &'static str {
+    match code {
+        1 => ", incompatible CNI version",
+        11 => ", try again later",
+        50 => ", not available",
+        51 => ", not available, and pods that run may be cut off",
+        _ => "",
     }
 }
 
@@ -107,13 +135,19 @@ pub struct Plugins {
     timeout: Duration,
     adds: Semaphore,
     dels: Semaphore,
+    /// What programs said that they speak, with the time and the size of the file that said so.
+    spoken: Mutex<HashMap<PathBuf, (Stamp, Vec<String>)>>,
 }
+
+/// Changes when a program is replaced.
+type Stamp = (Option<SystemTime>, u64, u64);
 
 impl Plugins {
     /// `timeout` is the clock of each call.
     #[must_use]
     pub fn new(bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
-        Self { bin_dirs, timeout, adds: Semaphore::new(CALLS_MAX), dels: Semaphore::new(CALLS_MAX) }
+        let (adds, dels) = (Semaphore::new(CALLS_MAX), Semaphore::new(CALLS_MAX));
+        Self { bin_dirs, timeout, adds, dels, spoken: Mutex::default() }
     }
 
     /// The program of a plugin: the first file of that name in the folders.
@@ -136,12 +170,40 @@ impl Plugins {
         Err(PluginError::Missing { plugin: plugin.to_owned(), dirs: dirs.join(", ") })
     }
 
-    /// Calls a plugin with its configuration on standard input, and returns what it printed.
-    ///
-    /// Waits for a place first, in which the clock does not run. STATUS waits for none: it must say that plugins hang.
+    /// The versions that a plugin speaks, as its VERSION says; asked once of each file. `None` when it does not say: VERSION
+    /// need not be right for ADD to be.
     ///
     /// # Errors
-    /// Any [`PluginError`] but [`PluginError::Silent`] and [`PluginError::Garbage`].
+    /// [`PluginError::Missing`], [`PluginError::NotExecutable`], and [`PluginError::TimedOut`], since one that hangs here
+    /// costs each caller its clock.
+    pub async fn versions(&self, plugin: &str, ours: Version) -> Result<Option<Vec<String>>, PluginError> {
+        let path = self.find(plugin)?;
+        let stamp =
+            std::fs::metadata(&path).map(|file| (file.modified().ok(), file.len(), file.ino())).unwrap_or_default();
+        let known = self.spoken.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
+        if let Some((_, versions)) = known.filter(|(then, _)| *then == stamp) {
+            return Ok(Some(versions));
+        }
+        let question = serde_json::json!({"cniVersion": ours.as_str()});
+        let said = match self.call(Verb::Version, plugin, &question, None).await {
+            Ok(said) => said.into_result(Verb::Version, plugin).ok(),
+            Err(error @ PluginError::TimedOut { .. }) => return Err(error),
+            Err(_) => None,
+        };
+        let listed = said.as_ref().and_then(|said| said.get("supportedVersions")?.as_array());
+        let Some(listed) = listed else { return Ok(None) };
+        let versions: Vec<String> = listed.iter().filter_map(|one| Some(one.as_str()?.to_owned())).collect();
+        self.spoken.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (stamp, versions.clone()));
+        Ok(Some(versions))
+    }
+
+    /// Calls a plugin with its configuration on standard input, and returns what it printed.
+    ///
+    /// Waits for a place first, in which the clock does not run. STATUS, CHECK and VERSION wait for none: they change nothing,
+    /// and must say that plugins hang. What the plugin leaves in its process group is killed when it has ended.
+    ///
+    /// # Errors
+    /// Any [`PluginError`] but those that are about a result or a version.
     pub async fn call(
         &self,
         verb: Verb,
@@ -152,7 +214,7 @@ impl Plugins {
         let places = match verb {
             Verb::Add => Some(&self.adds),
             Verb::Del | Verb::Gc => Some(&self.dels),
-            Verb::Status => None,
+            Verb::Status | Verb::Check | Verb::Version => None,
         };
         let _place = match places {
             Some(places) => Some(places.acquire().await.expect("the semaphore is never closed")),
@@ -202,7 +264,7 @@ impl Said {
     /// The result that ADD must print.
     ///
     /// # Errors
-    /// [`PluginError::Silent`] and [`PluginError::Garbage`].
+    /// [`PluginError::Silent`], [`PluginError::TooMuch`] and [`PluginError::Garbage`].
     pub fn into_result(self, verb: Verb, plugin: &str) -> Result<Map<String, Value>, PluginError> {
         let (plugin, stderr) = (plugin.to_owned(), excerpt(&self.stderr));
         if self.stdout.trim_ascii().is_empty() {
@@ -210,6 +272,7 @@ impl Said {
         }
         match serde_json::from_slice(&self.stdout) {
             Ok(Value::Object(result)) => Ok(result),
+            _ if self.stdout.len() >= OUTPUT_MAX => Err(PluginError::TooMuch { plugin, verb, stderr }),
             _ => Err(PluginError::Garbage { plugin, verb, stdout: excerpt(&self.stdout), stderr }),
         }
     }
@@ -217,14 +280,14 @@ impl Said {
 
 async fn run_when_free(exec: Exec) -> Result<Output, ExecError> {
     for _ in 0..BUSY_RETRIES {
-        match exec::run(exec.clone()).await {
+        match exec::run_alone(exec.clone()).await {
             Err(ExecError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
             outcome => return outcome,
         }
     }
-    exec::run(exec).await
+    exec::run_alone(exec).await
 }
 
 fn call_error(verb: Verb, plugin: &str, error: ExecError) -> PluginError {
@@ -239,17 +302,17 @@ fn call_error(verb: Verb, plugin: &str, error: ExecError) -> PluginError {
 }
 
 fn judge(verb: Verb, plugin: &str, output: Output) -> Result<Said, PluginError> {
-    if output.status.success() {
-        return Ok(Said { stdout: output.stdout, stderr: output.stderr });
-    }
-    let (plugin, stderr) = (plugin.to_owned(), excerpt(&output.stderr));
+    // An error object is a failure even if the plugin forgot to say so by its exit code; no result has these keys.
     let error = match serde_json::from_slice(&output.stdout) {
         Ok(Value::Object(error)) if error.contains_key("code") || error.contains_key("msg") => error,
+        _ if output.status.success() => return Ok(Said { stdout: output.stdout, stderr: output.stderr }),
         _ => {
+            let (plugin, stderr) = (plugin.to_owned(), excerpt(&output.stderr));
             let (status, stdout) = (output.status, excerpt(&output.stdout));
             return Err(PluginError::Exited { plugin, verb, status, stdout, stderr });
         }
     };
+    let (plugin, stderr) = (plugin.to_owned(), excerpt(&output.stderr));
     let text = |key| error.get(key).and_then(Value::as_str).map(|text| excerpt(text.as_bytes())).unwrap_or_default();
     let code = error.get("code").and_then(Value::as_u64).unwrap_or_default();
     Err(PluginError::Failed { plugin, verb, code, msg: text("msg"), details: text("details"), stderr })

@@ -45,8 +45,12 @@ pub enum ResultError {
     NoAddress(String),
 }
 
+/// What came with 1.1.0: fields of an interface, and of a route.
+const NEW_OF_INTERFACES: [&str; 3] = ["mtu", "socketPath", "pciID"];
+const NEW_OF_ROUTES: [&str; 5] = ["mtu", "advmss", "priority", "table", "scope"];
+
 /// Brings a result to the version of the configuration, in which the next plugin reads it. A result without a version has
-/// the configuration's.
+/// the configuration's. Fields that the version does not have are left out.
 ///
 /// # Errors
 /// When the result has a version that cricket does not speak.
@@ -68,6 +72,14 @@ pub fn normalise(result: &mut Map<String, Value>, version: Version) -> Result<()
                 ip.insert("version".into(), if six { "6" } else { "4" }.into());
             } else {
                 ip.remove("version");
+            }
+        }
+    }
+    if own >= Version::V1_1_0 && version < Version::V1_1_0 {
+        for (list, fields) in [("interfaces", &NEW_OF_INTERFACES[..]), ("routes", &NEW_OF_ROUTES)] {
+            for entry in result.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                let Some(entry) = entry.as_object_mut() else { return Err(ResultError::Form(list)) };
+                entry.retain(|field, _| !fields.contains(&field.as_str()));
             }
         }
     }
@@ -213,12 +225,29 @@ mod tests {
                     {"version": "4", "address": "10.0.0.5/24"}, {"version": "6", "address": "fd00::1/64"}]}),
             ),
             (json!({"cniVersion": "0.3.0"}), Version::V0_4_0, json!({"cniVersion": "0.4.0"})),
+            (
+                json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "mtu": 1400, "pciID": "0"}],
+                    "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1", "priority": 5}], "dns": {"search": ["a"]}}),
+                Version::V1_0_0,
+                json!({"cniVersion": "1.0.0", "interfaces": [{"name": "eth0"}],
+                    "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}], "dns": {"search": ["a"]}}),
+            ),
+            (
+                json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "mtu": 1400}]}),
+                Version::V1_1_0,
+                json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "mtu": 1400}]}),
+            ),
         ] {
             let mut result = object(result);
             normalise(&mut result, version).unwrap();
             assert_eq!(Value::Object(result), wanted);
         }
-        for bad in [json!({"cniVersion": "0.2.0"}), json!({"cniVersion": 1}), json!({"cniVersion": "x"})] {
+        for bad in [
+            json!({"cniVersion": "0.2.0"}),
+            json!({"cniVersion": 1}),
+            json!({"cniVersion": "x"}),
+            json!({"cniVersion": "1.1.0", "routes": [5]}),
+        ] {
             assert!(normalise(&mut object(bad), Version::V1_0_0).is_err());
         }
     }

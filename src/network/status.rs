@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::conf::NetworkList;
 use super::conf_dir::{self, Loaded};
 use super::error::with_cause;
+use super::plugin::PluginError;
 use super::{Network, NetworkError, chain};
 use crate::task;
 
@@ -135,7 +136,8 @@ impl Network {
     pub(super) async fn reload(&self) -> Arc<Current> {
         let _loading = self.loading.lock().await;
         let dir = self.config.conf_dir.clone();
-        let loaded = task::blocking(move || conf_dir::load(&dir)).await;
+        let mut loaded = task::blocking(move || conf_dir::load(&dir)).await;
+        self.settle(&mut loaded).await;
         let mut read = Current::of(&self.config.conf_dir, loaded);
         if let Some(list) = &read.list {
             self.note_cni(list);
@@ -152,5 +154,27 @@ impl Network {
         let read = Arc::new(read);
         self.current.store(Arc::clone(&read));
         read
+    }
+
+    /// What the folder says, with regard to what is in use and to what plugins speak.
+    async fn settle(&self, loaded: &mut Loaded) {
+        let now = self.current.load_full();
+        loaded.keep(now.file.as_deref(), now.list.as_deref());
+        for (file, reason) in &loaded.invalid {
+            if !now.status.invalid_files.iter().any(|(known, why)| known == file && why == reason) {
+                tracing::warn!(file = %file.display(), reason, "a CNI configuration is not used");
+            }
+        }
+        let Some((file, list)) = loaded.list.take() else { return };
+        if list.offered.len() == 1 {
+            loaded.list = Some((file, list));
+            return;
+        }
+        match chain::version(&self.status_plugins, &list).await {
+            Ok(version) => loaded.list = Some((file, list.at(version))),
+            Err(error @ PluginError::Versions { .. }) => loaded.invalid.push((file, error.to_string())),
+            // One that hangs is for STATUS to say.
+            Err(_) => loaded.list = Some((file, list)),
+        }
     }
 }

@@ -78,7 +78,7 @@ impl Fixture {
         self.program(
             name,
             &format!(
-                "#!/bin/sh\necho \"$CNI_COMMAND {name}\" >> {calls}/order\n\
+                "#!/bin/sh\n[ $CNI_COMMAND = VERSION ] && exit\necho \"$CNI_COMMAND {name}\" >> {calls}/order\n\
                  env > {calls}/{name}.$CNI_COMMAND.env\ncat > {calls}/{name}.$CNI_COMMAND.in\n{body}\n"
             ),
         );

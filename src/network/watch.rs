@@ -27,8 +27,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const FOLDERS_MAX: usize = 16;
 
 impl Network {
-    /// Starts the watcher, which ends when the last owner of the network is gone.
+    /// Starts the watcher and what is done in the background; all end when the last owner of the network is gone.
     pub fn start(self: &Arc<Self>) {
+        self.start_retries();
         // The handle is not needed: the task ends by itself, and has nothing to hand back.
         drop(task::spawn("network-watch", watch(Arc::downgrade(self))));
     }

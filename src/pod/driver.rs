@@ -167,15 +167,12 @@ impl Driver {
     /// A plugin that can never take the network down (its binary is gone, say) must not keep the pod for ever. The error
     /// is the caller's until it has come [`DETACH_ATTEMPTS`] times.
     fn give_up_network(&mut self, error: PodError) -> Result<(), PodError> {
-        if !matches!(error, PodError::Network(_)) {
-            return Err(error);
-        }
+        let PodError::Network(failed) = &error else { return Err(error) };
         self.failed_detaches += 1;
         if self.failed_detaches < DETACH_ATTEMPTS {
             return Err(error);
         }
-        tracing::error!(id = %self.record.id, error = %crate::telemetry::chain(&error), "the pod goes although its network could not be taken down; addresses may be left with the plugin");
-        self.record.network_attached = false;
+        self.pods.abandon_network(&mut self.record, failed);
         Ok(())
     }
 

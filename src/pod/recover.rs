@@ -35,7 +35,7 @@ impl Pods {
         let store = &self.containers().resources().store;
         match record.phase {
             SandboxPhase::Creating | SandboxPhase::Removing => {
-                self.take_away(&mut record).await?;
+                self.take_away_for_good(&mut record).await?;
                 store.remove(&record.id)?;
                 return Ok(());
             }

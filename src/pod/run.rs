@@ -10,7 +10,7 @@ use cri_proto::runtime::v1::{NamespaceMode, PodSandboxConfig};
 
 use crate::admission::SandboxKey;
 use crate::events::Kind;
-use crate::network::{Dns, PodAttachment};
+use crate::network::{Dns, NetworkError, PodAttachment};
 use crate::runtime::OciRuntime;
 use crate::security::selinux::State;
 use crate::state::{SandboxPhase, SandboxRecord};
@@ -77,7 +77,7 @@ impl Pods {
             Ok(()) => Ok(self.adopt(record, &[Kind::Created, Kind::Started]).id().to_owned()),
             Err(error) => {
                 if let Err(left) =
-                    self.take_away(&mut record).await.and_then(|()| Ok(resources.store.remove(&record.id)?))
+                    self.take_away_for_good(&mut record).await.and_then(|()| Ok(resources.store.remove(&record.id)?))
                 {
                     // The record stays, so the next start of the daemon tries again.
                     tracing::error!(id = %record.id, error = %crate::telemetry::chain(&left), "a failed sandbox could not be undone whole");
@@ -233,6 +233,52 @@ impl Pods {
             resources.cgroups.remove_empty(&record.cgroup_parent)?;
         }
         Ok(())
+    }
+
+    /// As [`Self::take_away`], for a sandbox that nobody will ask for again: when its network cannot be taken down now, the
+    /// rest goes without it, and the network room tries again by itself.
+    pub(super) async fn take_away_for_good(&self, record: &mut SandboxRecord) -> Result<(), PodError> {
+        match self.take_away(record).await {
+            Err(PodError::Network(error)) => {
+                self.abandon_network(record, &error);
+                self.take_away(record).await
+            }
+            done => done,
+        }
+    }
+
+    /// Leaves the sandbox's network to the network room.
+    pub(super) fn abandon_network(&self, record: &mut SandboxRecord, error: &NetworkError) {
+        tracing::error!(id = %record.id, error = %crate::telemetry::chain(error), "the pod goes although its network could not be taken down; that is tried again");
+        let netns = Paths::new(&self.containers().resources().state_dir, &record.id).namespaces.join("net");
+        self.inner.network.abandon(attachment_of(record, &netns));
+        record.network_attached = false;
+        record.ips.clear();
+    }
+
+    /// Asks, in the background and one after the other, whether the networks of the pods that were taken over are as they
+    /// were made, and logs what is not. Nothing else comes of it.
+    pub fn check_networks(&self) {
+        let pods: Vec<PodAttachment> = self
+            .list()
+            .iter()
+            .map(|pod| pod.record())
+            .filter(|record| record.network_attached && record.phase == SandboxPhase::Ready)
+            .map(|record| {
+                let dir = Paths::new(&self.containers().resources().state_dir, &record.id).namespaces;
+                attachment_of(&record, &dir.join("net"))
+            })
+            .collect();
+        let network = self.inner.network.clone();
+        // The handle is not needed: nothing waits for what it says.
+        drop(crate::task::spawn("network-check", async move {
+            for pod in pods {
+                if let Err(error) = network.check(&pod).await {
+                    let error = crate::telemetry::chain(&error);
+                    tracing::warn!(sandbox = pod.sandbox_id, error = %error, "the network of a pod that was taken over is not as it was made");
+                }
+            }
+        }));
     }
 
     /// CNI DEL, if an ADD was ever begun.

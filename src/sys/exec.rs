@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 
 /// A program that has ended is not waited for any longer than this because something it left behind holds its output open.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -58,6 +60,18 @@ fn tail(stderr: &[u8]) -> String {
 /// [`ExecError::Spawn`] when it cannot be started, [`ExecError::TimedOut`] when its clock ran out (its process group is
 /// then dead), [`ExecError::Wait`] when the kernel refuses its status. A non-zero exit is not an error here.
 pub async fn run(exec: Exec) -> Result<Output, ExecError> {
+    run_with(exec, false).await
+}
+
+/// As [`run`], and whatever the program left in its process group is killed when it has ended.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn run_alone(exec: Exec) -> Result<Output, ExecError> {
+    run_with(exec, true).await
+}
+
+async fn run_with(exec: Exec, alone: bool) -> Result<Output, ExecError> {
     let program = exec.program.clone();
     let spawn_error = |source| ExecError::Spawn { program: program.clone(), source };
     // Marked here and not in the child, whose way to the program then stays the short one (vfork).
@@ -77,6 +91,7 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
     let mut child = command.spawn().map_err(spawn_error)?;
     // Also when the caller drops this future: a helper's own children must not go on without it.
     let group = Group(AtomicU32::new(child.id().unwrap_or(0)));
+    let ending = child.id().filter(|_| alone).and_then(ending);
     let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let input = exec.stdin;
     let feed = async move {
@@ -98,14 +113,8 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
         };
         tokio::pin!(talk);
         tokio::select! {
-            () = &mut talk => {
-                let status = child.wait().await;
-                group.0.store(0, Ordering::Relaxed);
-                status
-            }
-            status = child.wait() => {
-                // Reaped: the number may belong to somebody else from now on.
-                group.0.store(0, Ordering::Relaxed);
+            () = &mut talk => reap(&mut child, &group, ending.as_ref()).await,
+            status = reap(&mut child, &group, ending.as_ref()) => {
                 // What is in the pipes is had at once; a longer wait is for a process that does not end.
                 let _ = tokio::time::timeout(DRAIN, talk).await;
                 status
@@ -125,6 +134,30 @@ pub async fn run(exec: Exec) -> Result<Output, ExecError> {
             Err(ExecError::TimedOut { program, after: exec.timeout, stderr: err })
         }
     }
+}
+
+/// A descriptor that is readable from the end of a child on; `None` where the kernel has none to give.
+fn ending(pid: u32) -> Option<AsyncFd<OwnedFd>> {
+    let pidfd = super::pidfd::open(i32::try_from(pid).ok()?).ok()?;
+    super::reactor::register(pidfd, Interest::READABLE).ok()
+}
+
+/// Waits for the end of a child. With `ending` the rest of its group is killed between its end and its reaping, while the
+/// group's number can be nobody else's.
+async fn reap(
+    child: &mut tokio::process::Child,
+    group: &Group,
+    ending: Option<&AsyncFd<OwnedFd>>,
+) -> io::Result<ExitStatus> {
+    if let Some(ending) = ending
+        && ending.readable().await.is_ok()
+    {
+        kill_group(group.0.load(Ordering::Relaxed));
+    }
+    let status = child.wait().await;
+    // Reaped: the number may belong to somebody else from now on.
+    group.0.store(0, Ordering::Relaxed);
+    status
 }
 
 /// Killed when dropped; 0 is none.
@@ -258,6 +291,17 @@ mod tests {
         let left = String::from_utf8(output.stdout).unwrap();
         let pid = rustix::process::Pid::from_raw(left.trim().parse().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_runs_alone_leaves_nothing_of_its_group() {
+        for script in ["sleep 1000 & echo $!; exit 5", "sleep 1000 >/dev/null 2>&1 & echo $!; exit 5"] {
+            let mut exec = shell(script);
+            exec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+            let output = run_alone(exec).await.unwrap();
+            assert_eq!(output.status.code(), Some(5));
+            until_dead(String::from_utf8(output.stdout).unwrap().trim()).await;
+        }
     }
 
     #[tokio::test]

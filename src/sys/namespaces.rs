@@ -177,6 +177,7 @@ fn make_and_pin(request: &NamespaceRequest<'_>) -> Result<PinnedNamespaces, Name
 fn furnish(request: &NamespaceRequest<'_>) -> Result<(), NamespaceError> {
     if request.net {
         netns::set_loopback_up().map_err(|source| NamespaceError::Loopback { dir: request.dir.to_owned(), source })?;
+        sysctl::hear_no_routers()?;
     }
     if request.uts {
         let hostname = request.hostname;

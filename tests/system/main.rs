@@ -11,6 +11,7 @@
 //!     client, requests   the CRI as a client sees it; sandbox and container configurations
 //!     streaming_client   crictl, SPDY and WebSocket, for what the streaming server serves
 //!     ledger             everything that could be left behind, before and after
+//!   internet   two nodes, a router and an outside host, and who reaches whom
 //!   hostile, archive, crafted   a registry and images that misbehave
 //!     canary             what no container may see or change
 //! ```
@@ -45,6 +46,7 @@ mod full_disk;
 mod hostports;
 mod image_volumes;
 mod images;
+mod internet;
 mod lane;
 mod lifecycle;
 mod limits;

@@ -9,11 +9,13 @@ fn list(text: &str) -> Result<NetworkList, ConfError> {
 #[test]
 fn a_list_with_everything() {
     let parsed = list(
-        r#"{"name": "pods", "cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.1.0", "9.9.9"], "disableGC": "true",
+        r#"{"name": "pods", "cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.1.0", "9.9.9"], "disableGC": "true", "disableCheck": true,
             "plugins": [{"type": "bridge"}, {"type": "portmap", "capabilities": {"portMappings": true, "dns": false}}]}"#,
     )
     .unwrap();
     assert_eq!((parsed.name.as_str(), parsed.version, parsed.disable_gc), ("pods", Version::V1_1_0, true));
+    assert_eq!(parsed.offered, [Version::V0_3_1, Version::V0_4_0, Version::V1_1_0]);
+    assert!(parsed.disable_check);
     assert_eq!(parsed.plugins[0].kind, "bridge");
     assert_eq!(parsed.plugins[1].capabilities, BTreeSet::from(["portMappings".to_owned()]));
 }
@@ -40,6 +42,25 @@ fn versions_are_negotiated() {
 }
 
 #[test]
+fn a_list_that_is_spoken_of_in_one_version_stays_in_it() {
+    let text = r#"{"name": "a", "cniVersions": ["0.4.0", "1.1.0"], "x": {"y": [1]}, "plugins": [{"type": "bridge"}]}"#;
+    let parsed = list(text).unwrap();
+    assert_eq!(parsed.clone().at(Version::V1_1_0), parsed);
+    let older = parsed.at(Version::V0_4_0);
+    let again = parse_list(&older.bytes, &|_| Ok(Vec::new())).unwrap();
+    assert_eq!((again.version, again.offered.len()), (Version::V0_4_0, 1));
+    let object: Value = serde_json::from_slice(&older.bytes).unwrap();
+    assert_eq!(object["x"], json!({"y": [1]}));
+}
+
+#[test]
+fn nested_without_end() {
+    let deep =
+        format!(r#"{{"name": "a", "cniVersion": "1.0.0", "plugins": [{{"type": "a", "x": {}"#, "[".repeat(100_000));
+    assert!(matches!(list(&deep), Err(ConfError::Json(_))));
+}
+
+#[test]
 fn what_is_not_legal_is_refused_with_its_reason() {
     for (text, reason) in [
         ("", "not JSON"),
@@ -55,6 +76,12 @@ fn what_is_not_legal_is_refused_with_its_reason() {
         (r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{}]}"#, "no \"type\""),
         (r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "loopback"}]}"#, "only the loopback plugin"),
         (r#"{"name": "a", "cniVersion": "1.0.0", "disableGC": 1, "plugins": [{"type": "a"}]}"#, "\"disableGC\""),
+        (r#"{"name": "a", "cniVersion": "1.0.0", "disableCheck": 1, "plugins": [{"type": "a"}]}"#, "\"disableCheck\""),
+        (r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "a", "ipam": {"type": 5}}]}"#, "\"ipam.type\""),
+        (
+            r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "a", "ipam": {"type": "a"}}]}"#,
+            "plugin \"a\" is its own ipam",
+        ),
         (
             r#"{"name": "a", "cniVersion": "1.0.0", "plugins": [{"type": "a", "capabilities": {"x": 1}}]}"#,
             "\"capabilities\"",
@@ -69,10 +96,14 @@ fn what_is_not_legal_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_plugin_is_a_program_s_name_and_never_a_path() {
+fn cve_2021_20206_a_plugin_is_a_program_s_name_and_never_a_path() {
     for kind in ["", ".", "..", "/bin/sh", "../../bin/sh", "a/b", "a\\\\b", "a\\u0000", "a\\n"] {
         let text = format!(r#"{{"name": "a", "cniVersion": "1.0.0", "plugins": [{{"type": "{kind}"}}]}}"#);
         assert!(matches!(list(&text), Err(ConfError::PluginType(_))), "{kind:?} was taken");
+        let text =
+            text.replace(&format!(r#""type": "{kind}""#), &format!(r#""type": "a", "ipam": {{"type": "{kind}"}}"#));
+        // Without a name there is no ipam.
+        assert!(kind.is_empty() || matches!(list(&text), Err(ConfError::PluginType(_))), "ipam {kind:?} was taken");
     }
 }
 

@@ -27,7 +27,7 @@ async fn an_error_object_is_told_in_full() {
     assert!(matches!(failed, AddError::Plugin(PluginError::Failed { code: 11, .. })), "{failed:?}");
     assert_eq!(
         failed.to_string(),
-        "CNI plugin \"bad\" failed ADD: no addresses; range is full (code 11); stderr: some warning"
+        "CNI plugin \"bad\" failed ADD: no addresses; range is full (code 11, try again later); stderr: some warning"
     );
     assert!(undo.is_empty());
     assert_eq!(order, UNDONE);
@@ -37,7 +37,7 @@ async fn an_error_object_is_told_in_full() {
 #[tokio::test]
 async fn each_fault_is_its_own_error() {
     type Is = fn(&PluginError) -> bool;
-    let cases: [(&str, &str, Is); 7] = [
+    let cases: [(&str, &str, Is); 8] = [
         ("exit 7", "without an error object: exit status: 7", |e| matches!(e, PluginError::Exited { .. })),
         ("echo oops; exit 1", "; stdout: oops", |e| matches!(e, PluginError::Exited { .. })),
         ("kill -9 $$", "signal: 9", |e| matches!(e, PluginError::Exited { .. })),
@@ -45,6 +45,13 @@ async fn each_fault_is_its_own_error() {
         ("echo hello", "; stdout: hello", |e| matches!(e, PluginError::Garbage { .. })),
         ("echo '[1]'", "; stdout: [1]", |e| matches!(e, PluginError::Garbage { .. })),
         ("printf '{\"ips\": '", "something else", |e| matches!(e, PluginError::Garbage { .. })),
+        ("head -c 100000000 /dev/zero | tr '\\0' x", "more than 1048576 bytes", |e| {
+            matches!(e, PluginError::TooMuch { .. })
+        }),
+        // It forgot to fail.
+        ("echo '{\"code\": 7, \"msg\": \"no\"}'", "failed ADD: no (code 7)", |e| {
+            matches!(e, PluginError::Failed { .. })
+        }),
     ];
     for (body, text, is) in cases {
         let fixture = Fixture::new();
@@ -61,9 +68,9 @@ async fn each_fault_is_its_own_error() {
 #[tokio::test]
 async fn a_plugin_that_floods_is_cut_short() {
     let fixture = Fixture::new();
-    fixture.fake("bad", &only_add("head -c 3000000 /dev/zero | tr '\\0' x"));
+    fixture.fake("bad", &only_add("head -c 100000000 /dev/zero | tr '\\0' x"));
     let (failed, ..) = fail(&fixture).await;
-    assert!(matches!(&failed, AddError::Plugin(PluginError::Garbage { stdout, .. }) if stdout.len() < 1100));
+    assert_eq!(failed.to_string(), "CNI plugin \"bad\" printed more than 1048576 bytes for ADD");
 }
 
 #[tokio::test]
@@ -260,4 +267,63 @@ async fn without_a_cache_nothing_is_begun() {
     assert!(fixture.order().is_empty());
     fs::remove_file(&fixture.config.cache_dir).unwrap();
     network.attach(&fixture.pod("abc")).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_of_a_plugin_s_group_outlives_its_call() {
+    let fixture = Fixture::with_fakes(&["one"]);
+    let pids = fixture.temp.path().join("pids");
+    let script = format!("sleep 1000 >/dev/null 2>&1 & echo $! >> {}; {}", pids.display(), good());
+    fixture.fake("one", &script);
+    let (network, pod) = (fixture.network(), fixture.pod("abc"));
+    network.attach(&pod).await.unwrap();
+    network.detach(&pod, false).await.unwrap();
+    let pids = fs::read_to_string(pids).unwrap();
+    assert_eq!(pids.lines().count(), 2);
+    for pid in pids.lines() {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(std::time::Instant::now() < deadline, "{pid} is alive");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_know_the_container_has_nothing_to_take_down() {
+    let fixture = Fixture::with_fakes(&["one", "two"]);
+    let (network, pod) = (fixture.network(), fixture.pod("abc"));
+    network.attach(&pod).await.unwrap();
+    fixture.fake("two", r#"echo '{"code": 3, "msg": "unknown container"}'; exit 1"#);
+    fixture.order();
+    network.detach(&pod, false).await.unwrap();
+    assert_eq!(fixture.order(), ["DEL two", "DEL one"]);
+    assert!(fixture.cached().is_empty());
+}
+
+#[tokio::test]
+async fn a_del_that_nobody_waits_for_is_tried_again_until_it_succeeds() {
+    let fixture = Fixture::with_fakes(&["one"]);
+    let network = fixture.network();
+    let mut pod = fixture.pod("abc");
+    pod.port_mappings = vec![host_port(80, 80)];
+    network.attach(&pod).await.unwrap();
+    let down = fixture.temp.path().join("down");
+    fs::write(&down, "").unwrap();
+    fixture
+        .fake("one", &format!("case $CNI_COMMAND in DEL) ! test -e {};; ADD) echo '{RESULT}';; esac", down.display()));
+    network.detach(&pod, false).await.unwrap_err();
+    network.abandon(pod.clone());
+    network.abandon(pod.clone());
+    assert_eq!(network.retry_abandoned().await, 1);
+    // What it held is held until then.
+    let other = PodAttachment { port_mappings: pod.port_mappings.clone(), ..fixture.pod("def") };
+    assert!(matches!(network.attach(&other).await, Err(NetworkError::HostPort(_))));
+    fs::remove_file(down).unwrap();
+    fixture.order();
+    assert_eq!(network.retry_abandoned().await, 0);
+    assert_eq!(fixture.order(), ["DEL one"]);
+    assert_eq!(network.retry_abandoned().await, 0);
+    assert!(fixture.cached().is_empty() && fixture.order().is_empty());
+    network.attach(&other).await.unwrap();
 }

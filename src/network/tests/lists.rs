@@ -194,7 +194,7 @@ async fn plugins_say_whether_they_are_ready() {
     assert_eq!(
         status.message,
         format!(
-            "network \"pods\" of {}: CNI plugin \"two\" failed STATUS: no daemon; socket (code 50)",
+            "network \"pods\" of {}: CNI plugin \"two\" failed STATUS: no daemon; socket (code 50, not available)",
             path.display()
         )
     );
@@ -247,5 +247,114 @@ async fn gc_frees_what_nobody_uses() {
         fixture.order();
         fixture.network().gc(&[]).await.unwrap();
         assert_eq!(fixture.order(), expected, "{version} {off}");
+    }
+}
+
+#[tokio::test]
+async fn requests_have_no_keys_that_are_the_runtime_s() {
+    let fixture = Fixture::with_fakes(&["one"]);
+    for (version, hidden) in [("1.1.0", true), ("1.0.0", true), ("0.4.0", false)] {
+        let one = json!({"type": "one", "capabilities": {"dns": true}, "cni.dev/attachments": [], "cni.dev/x": 1,
+            "prevResult": {}, "args": {"cni": {"ips": ["10.0.0.9"]}}, "other": {"kept": [1]}});
+        let list = json!({"name": "pods", "cniVersion": version, "plugins": [one]});
+        fixture.conf("10-pods.conflist", &list.to_string());
+        let network = fixture.network();
+        network.attach(&fixture.pod("abc")).await.unwrap();
+        network.check(&fixture.pod("abc")).await.unwrap();
+        network.detach(&fixture.pod("abc"), false).await.unwrap();
+        for verb in ["ADD", "CHECK", "DEL"] {
+            let input = fixture.input("one", verb);
+            let keys: Vec<&str> = input.as_object().unwrap().keys().map(String::as_str).collect();
+            let mut wanted = vec!["args", "cniVersion", "name", "other", "type"];
+            wanted.extend((!hidden).then_some("capabilities"));
+            wanted.extend((verb != "ADD").then_some("prevResult"));
+            wanted.sort_unstable();
+            assert_eq!(keys, wanted, "{version} {verb}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_version_is_one_that_every_program_speaks() {
+    let speaks = |versions: &str| {
+        format!(
+            "#!/bin/sh\ncat >/dev/null\ncase $CNI_COMMAND in VERSION) echo '{{\"supportedVersions\": {versions}}}';; ADD) echo '{RESULT}';; esac\n"
+        )
+    };
+    let fixture = Fixture::new();
+    fixture.program("new", &speaks(r#"["0.4.0", "1.0.0", "1.1.0"]"#));
+    fixture.program("old", &speaks(r#"["0.3.1", "0.4.0"]"#));
+    // It says nothing of versions, which is no reason not to use it.
+    fixture.fake("silent", &good());
+    let list = |versions: &[&str], plugins: Value| {
+        let list = json!({"name": "pods", "cniVersions": versions, "plugins": plugins});
+        fixture.conf("10-pods.conflist", &list.to_string());
+    };
+    let network = fixture.network();
+    list(&["0.3.1", "0.4.0", "1.1.0"], json!([{"type": "new"}, {"type": "silent"}]));
+    network.refresh_status().await;
+    assert!(network.status().ready, "{:?}", network.status());
+    network.attach(&fixture.pod("new")).await.unwrap();
+    assert_eq!(fixture.input("silent", "ADD")["cniVersion"], "1.1.0");
+
+    // Those that give addresses count too, and the pod is taken down in the version that it was set up in.
+    list(&["0.3.1", "0.4.0", "1.1.0"], json!([{"type": "new", "ipam": {"type": "old"}}, {"type": "silent"}]));
+    network.refresh_status().await;
+    let attached = network.attach(&fixture.pod("old")).await.unwrap();
+    assert_eq!(fixture.input("silent", "ADD")["cniVersion"], "0.4.0");
+    assert_eq!(attached.result["cniVersion"], "0.4.0");
+    fixture.program("old", &speaks(r#"["1.1.0"]"#));
+    network.refresh_status().await;
+    assert_eq!(network.current.load().list.as_ref().unwrap().version, conf::Version::V1_1_0);
+    network.detach(&fixture.pod("old"), false).await.unwrap();
+    assert_eq!(fixture.input("silent", "DEL")["cniVersion"], "0.4.0");
+    assert_eq!(fixture.input("silent", "DEL")["prevResult"]["cniVersion"], "0.4.0");
+
+    // None in common: said before a pod is tried.
+    fixture.program("old", &speaks(r#"["0.3.1"]"#));
+    let said = "CNI plugin \"old\" speaks the CNI versions 0.3.1, the configuration wants ";
+    for (versions, wanted) in [(&["0.4.0", "1.1.0"][..], "0.4.0 or 1.1.0"), (&["1.0.0"], "1.0.0")] {
+        list(versions, json!([{"type": "old"}]));
+        let fresh = fixture.network();
+        fresh.refresh_status().await;
+        let status = fresh.status();
+        assert!(!status.ready && status.message.ends_with(&format!("{said}{wanted}")), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn check_says_what_is_wrong_with_a_pod_and_changes_nothing() {
+    let fixture = Fixture::with_fakes(&["one", "two"]);
+    let (network, pod) = (fixture.network(), fixture.pod("abc"));
+    // Never attached: nobody is asked.
+    network.check(&pod).await.unwrap();
+    let attached = network.attach(&pod).await.unwrap();
+    fixture.order();
+    network.check(&pod).await.unwrap();
+    assert_eq!(fixture.order(), ["CHECK one", "CHECK two"]);
+    for plugin in ["one", "two"] {
+        assert_eq!(fixture.input(plugin, "CHECK")["prevResult"], attached.result);
+        assert_eq!(fixture.environment(plugin, "CHECK")["CNI_NETNS"], pod.netns.display().to_string());
+    }
+    fixture.fake("one", r#"echo '{"code": 100, "msg": "no eth0"}'; exit 1"#);
+    let error = network.check(&pod).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "network \"pods\" of pod default/web-abc is not as it was made: CNI plugin \"one\" failed CHECK: no eth0 (code 100)"
+    );
+    assert_eq!(fixture.order(), ["CHECK one"]);
+    assert_eq!(fixture.cached(), ["pods-abc-eth0"]);
+
+    // Switched off by the administrator, or too old.
+    for list in [json!({"cniVersion": "1.0.0", "disableCheck": true}), json!({"cniVersion": "0.3.1"})] {
+        let fixture = Fixture::with_fakes(&["one"]);
+        let mut list = list;
+        (list["name"], list["plugins"]) = ("pods".into(), json!([{"type": "one"}]));
+        fixture.conf("10-pods.conflist", &list.to_string());
+        let network = fixture.network();
+        network.attach(&pod).await.unwrap();
+        fixture.order();
+        network.check(&pod).await.unwrap();
+        assert!(fixture.order().is_empty());
     }
 }

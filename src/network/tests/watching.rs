@@ -49,6 +49,30 @@ async fn what_is_wrong_is_said() {
 }
 
 #[tokio::test]
+async fn a_bad_edit_changes_nothing_but_is_named() {
+    let fixture = Fixture::with_fakes(&["one"]);
+    let network = fixture.network();
+    network.refresh_status().await;
+    fixture.conf("10-pods.conflist", "{");
+    fixture.conf("20-other.conflist", r#"{"name": "b", "cniVersion": "1.0.0", "plugins": [{"type": "one"}]}"#);
+    network.refresh_status().await;
+    let status = network.status();
+    assert!(status.ready);
+    let (file, reason) = &status.invalid_files[0];
+    assert_eq!(file, &fixture.config.conf_dir.join("10-pods.conflist"));
+    assert!(reason.starts_with("not JSON: "), "{reason}");
+    assert_eq!(network.attach(&fixture.pod("abc")).await.unwrap().network, "pods");
+    // Two files of one name: the first is used, the second is named.
+    fixture.list("1.0.0", &["one"]);
+    fixture.conf("20-other.conflist", r#"{"name": "pods", "cniVersion": "1.0.0", "plugins": [{"type": "two"}]}"#);
+    network.refresh_status().await;
+    let status = network.status();
+    let reason = format!("network \"pods\" is configured by {} already", file.display());
+    assert_eq!(status.invalid_files, [(fixture.config.conf_dir.join("20-other.conflist"), reason)]);
+    assert!(status.ready);
+}
+
+#[tokio::test]
 async fn a_pod_finds_a_configuration_that_no_watcher_has_seen_yet() {
     let fixture = Fixture::with_fakes(&["one"]);
     fixture.network().attach(&fixture.pod("abc")).await.unwrap();

@@ -105,6 +105,19 @@ fn proc_path(key: &str) -> Option<String> {
     sound.then_some(path)
 }
 
+/// Interfaces that come into this network namespace do not listen to router advertisements: the network gives a pod its
+/// addresses and routes, and on a shared link anybody could give it others (CVE-2020-10749, docs/decisions/035). The pod's
+/// own sysctls are written later and may say otherwise. Fine on a kernel without IPv6.
+pub(super) fn hear_no_routers() -> Result<(), NamespaceError> {
+    const KEY: &str = "net.ipv6.conf.default.accept_ra";
+    match write(KEY, "0") {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(NamespaceError::WriteSysctl { key: KEY.to_owned(), value: "0".to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes checked sysctls in the namespaces of the calling thread.
 pub(super) fn write_all(sysctls: &BTreeMap<String, String>) -> Result<(), NamespaceError> {
     // Writing net.ipv4.ip_forward resets other net.ipv4 keys, so it goes first or it would undo them.

@@ -77,6 +77,7 @@ fn a_pod_gets_its_namespaces_and_the_host_keeps_its_own() {
         ("net.ipv4.ip_forward", "1"),
         ("net.ipv4.conf.all.accept_redirects", "1"),
         ("net.ipv4.ping_group_range", "0 2147483647"),
+        ("net.ipv6.conf.default.accept_ra", "2"),
         ("kernel.shmmni", "123"),
         ("kernel.shm_rmid_forced", "1"),
         ("fs.mqueue.msg_max", "100"),
@@ -92,6 +93,7 @@ fn a_pod_gets_its_namespaces_and_the_host_keeps_its_own() {
         assert_eq!(read_sysctl("net/ipv4/ip_forward"), "1");
         assert_eq!(read_sysctl("net/ipv4/conf/all/accept_redirects"), "1");
         assert_eq!(read_sysctl("net/ipv4/ping_group_range"), "0\t2147483647");
+        assert_eq!(read_sysctl("net/ipv6/conf/default/accept_ra"), "2");
     });
     inside(&ipc, CloneFlags::CLONE_NEWIPC, || {
         assert_eq!(read_sysctl("kernel/shmmni"), "123");
@@ -135,6 +137,10 @@ fn only_the_namespaces_asked_for_are_made() {
     assert_eq!(made, PinnedNamespaces { net: Some(dir.join("net")), ..PinnedNamespaces::default() });
     let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["net"]);
+    // What a pod does not ask for otherwise.
+    inside(&dir.join("net"), CloneFlags::CLONE_NEWNET, || {
+        assert_eq!(read_sysctl("net/ipv6/conf/default/accept_ra"), "0");
+    });
     remove(&dir).unwrap();
 }
 
