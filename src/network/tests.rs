@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod ages;
 mod equal;
 mod faults;
 mod kills;

@@ -14,6 +14,7 @@ crate::once!(
     a_host_port_from_everywhere,
     ports_that_are_wrong,
     sctp,
+    cve_2020_8558_localhost_is_the_node_s_own,
     cve_2025_67499_only_traffic_to_the_node_is_mapped,
     cve_2019_9946_rules_that_were_there_go_first
 );
@@ -210,5 +211,35 @@ async fn cve_2019_9946_rules_that_were_there_go_first() -> Result<()> {
     answers(&node, From::Outside, ("tcp", NODE, 18081), "web tcp hello").await?;
     let said = ask(&node, From::Outside, "tcp", NODE, 18080).await?;
     ensure!(said.stdout.is_empty() && said.stderr.contains("refused"), "the rule was passed over: {said:?}");
+    Ok(())
+}
+
+/// A neighbour that routes 127.0.0.1 to the node reaches neither what listens there nor a host port.
+async fn cve_2020_8558_localhost_is_the_node_s_own() -> Result<()> {
+    let (node, client) = node().await?;
+    serve(&node, &client, "web", vec![mapping(TCP, "", 18080, 8080), mapping(UDP, "127.0.0.1", 15353, 5353)]).await?;
+    answers(&node, From::Node, ("tcp", "127.0.0.1", 18080), "web tcp hello").await?;
+    let server = echo_server("own");
+    let _own = node.world.program(&server[0]).args(&server[1..]).spawn()?;
+    answers(&node, From::Node, ("tcp", "127.0.0.1", 8080), "own tcp hello").await?;
+    // The neighbour's own localhost is given up, and its kernel lets such packets out and in.
+    let script = "
+        sysctl -qw net.ipv4.conf.all.route_localnet=1 net.ipv4.conf.uplink1.route_localnet=1
+        sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.uplink1.rp_filter=0
+        ip route del table local 127.0.0.0/8 dev lo
+        ip route del table local 127.0.0.1 dev lo
+        ip route add 127.0.0.1 via 192.0.2.2 dev uplink1
+    ";
+    node.world.must("ip", &["netns", "exec", "outside", "sh", "-ec", script]).await?;
+    // They do leave: a counter before the node's own decisions sees them.
+    let count = ["-t", "raw", "-A", "PREROUTING", "-i", "uplink0", "-d", "127.0.0.1"];
+    node.world.must("iptables", &count).await?;
+    for (transport, port) in [("tcp", 8080), ("tcp", 18080), ("udp", 5353), ("udp", 15353)] {
+        is_silent(&node, From::Outside, (transport, "127.0.0.1", port)).await?;
+    }
+    let counted = node.world.must("iptables", &["-t", "raw", "-vnxL", "PREROUTING"]).await?;
+    let packets = counted.lines().last().and_then(|rule| rule.split_whitespace().next()?.parse::<u64>().ok());
+    ensure!(packets.is_some_and(|packets| packets >= 4), "the packets did not come to the node: {counted}");
+    answers(&node, From::Outside, ("tcp", NODE, 18080), "web tcp hello").await?;
     Ok(())
 }

@@ -12,13 +12,21 @@ use super::*;
 use crate::sys::exec::{self, Exec};
 use crate::sys::namespaces::{self, NamespaceRequest, enter_net};
 
+/// Where a host of [`on_own_host`] has what `make tools` built.
+pub(super) const PROGRAMS: &str = "/mnt";
+
 /// Runs a test on a thread that is a host of its own. Everything that it starts, processes and threads, is inside too.
-fn on_own_host(work: impl Future<Output = ()> + Send) {
+pub(super) fn on_own_host(work: impl Future<Output = ()> + Send) {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
                 rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+                // The tree may itself be below /tmp.
+                let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("critest/bin");
+                if programs.exists() {
+                    rustix::mount::mount_bind(&programs, PROGRAMS).unwrap();
+                }
                 for dir in ["/run", "/tmp"] {
                     rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::empty(), None).unwrap();
                 }
@@ -33,7 +41,7 @@ fn on_own_host(work: impl Future<Output = ()> + Send) {
     });
 }
 
-async fn run(line: &str) -> String {
+pub(super) async fn run(line: &str) -> String {
     let mut words = line.split(' ');
     let program = words.next().unwrap();
     let path = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|dir| Path::new(dir).join(program));
@@ -52,7 +60,7 @@ async fn run(line: &str) -> String {
 
 impl Fixture {
     /// bridge and host-local with both families, the leases below our own folder, and then `more`.
-    fn bridge(&self, version: &str, more: &[Value]) {
+    pub(super) fn bridge(&self, version: &str, more: &[Value]) {
         let ipam = json!({"type": "host-local", "dataDir": self.leases_dir(), "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
             "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]]});
         let mut plugins = vec![json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
@@ -61,19 +69,19 @@ impl Fixture {
         self.conf("10-pods.conflist", &json!({"name": "pods", "cniVersion": version, "plugins": plugins}).to_string());
     }
 
-    fn leases_dir(&self) -> PathBuf {
+    pub(super) fn leases_dir(&self) -> PathBuf {
         self.temp.path().join("leases")
     }
 
     /// The addresses that host-local holds.
-    fn leases(&self) -> Vec<String> {
+    pub(super) fn leases(&self) -> Vec<String> {
         let mut leases = names(&self.leases_dir().join("pods"));
         leases.retain(|name| name.parse::<IpAddr>().is_ok());
         leases
     }
 
     /// A pod with a pinned network namespace.
-    fn pinned(&self, id: &str) -> PodAttachment {
+    pub(super) fn pinned(&self, id: &str) -> PodAttachment {
         let pod = self.pod(id);
         let none = BTreeMap::new();
         let made = namespaces::create(&NamespaceRequest {
@@ -89,17 +97,17 @@ impl Fixture {
     }
 }
 
-fn unpin(pod: &PodAttachment) {
+pub(super) fn unpin(pod: &PodAttachment) {
     namespaces::remove(pod.netns.parent().unwrap()).unwrap();
 }
 
 /// A server in the pod that answers one connection with a word.
-fn serve(pod: &PodAttachment, address: &str) -> std::thread::JoinHandle<()> {
+pub(super) fn serve(pod: &PodAttachment, address: &str) -> std::thread::JoinHandle<()> {
     let listener = enter_net(&pod.netns, || TcpListener::bind(address).unwrap()).unwrap();
     std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"hello").unwrap())
 }
 
-fn ask(address: SocketAddr) -> String {
+pub(super) fn ask(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20)).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();

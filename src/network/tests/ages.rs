@@ -1,0 +1,358 @@
+//! The plugins of two ages, Debian's and the current ones (`make tools`), in every version that they speak and with every
+//! back end that they have: a pod is set up, checked and taken down again, and nothing of it is left.
+
+use super::real::{PROGRAMS, ask, on_own_host, run, serve, unpin};
+use super::*;
+
+/// Where the plugins of an age are (on a host of the test's own), the versions of the specification that they speak, and whether they can write nftables.
+struct Age {
+    dir: PathBuf,
+    versions: &'static [&'static str],
+    nftables: bool,
+}
+
+fn debian() -> Age {
+    Age { dir: "/usr/lib/cni".into(), versions: &["0.3.1", "0.4.0", "1.0.0"], nftables: false }
+}
+
+fn current() -> Age {
+    let dir = Path::new(PROGRAMS).join("cni");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("critest/bin/cni/bridge");
+    assert!(built.exists() || dir.join("bridge").exists(), "no current CNI plugins: run make tools first");
+    Age { dir, versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"], nftables: true }
+}
+
+/// How rules are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    IptablesNft,
+    IptablesLegacy,
+    Nftables,
+}
+
+impl Age {
+    fn fixture(&self) -> Fixture {
+        let mut fixture = Fixture::new();
+        fixture.config.bin_dirs = vec![self.dir.clone()];
+        fixture
+    }
+
+    fn rules(&self) -> &'static [Rules] {
+        let all = &[Rules::IptablesNft, Rules::IptablesLegacy, Rules::Nftables];
+        if self.nftables { all } else { &all[..2] }
+    }
+}
+
+/// Makes `iptables` the older of Debian's two, in the mount namespace of the test.
+fn use_legacy_iptables() {
+    rustix::mount::mount_bind("/usr/sbin/xtables-legacy-multi", "/usr/sbin/xtables-nft-multi").unwrap();
+}
+
+/// Everything that a pod can leave on the node.
+async fn node(rules: Rules) -> String {
+    let mut seen = run("ip -o link").await + &run("ip route").await + &run("ip -6 route").await + &run("ip rule").await;
+    seen += &run("iptables-save").await;
+    seen += &run("ip6tables-save").await;
+    if rules == Rules::Nftables {
+        seen += &run("nft list ruleset").await;
+    }
+    // Counters and times, and the bridge's state, which follows its ports.
+    let lines = seen.lines().filter(|line| !line.starts_with('#') && !line.contains(" cni0: "));
+    lines.map(|line| line.split(" [").next().unwrap_or(line)).collect::<Vec<_>>().join("\n")
+}
+
+async fn inside(pod: &PodAttachment, line: &str) -> String {
+    run(&format!("nsenter --net={} -- {line}", pod.netns.display())).await
+}
+
+fn host_local(fixture: &Fixture) -> Value {
+    json!({"type": "host-local", "dataDir": fixture.leases_dir(), "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]]})
+}
+
+/// The bridge, and every plugin that can be chained to it, `loopback` too.
+fn whole_chain(fixture: &Fixture, version: &str, rules: Rules) -> Value {
+    let mut bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+        "ipam": host_local(fixture)});
+    let mut portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true});
+    if rules == Rules::Nftables {
+        bridge["ipMasqBackend"] = "nftables".into();
+        portmap["backend"] = "nftables".into();
+    }
+    let mut chain = json!([bridge, portmap, {"type": "bandwidth", "capabilities": {"bandwidth": true}}, {"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}, "dataDir": fixture.leases_dir().join("tuning")},
+        {"type": "sbr"}, {"type": "loopback"}]);
+    // This one speaks nothing older.
+    if version != "0.3.1" {
+        chain.as_array_mut().unwrap().insert(2, json!({"type": "firewall"}));
+    }
+    chain
+}
+
+fn write_list(fixture: &Fixture, version: &str, plugins: &Value) {
+    let list = json!({"name": "pods", "cniVersion": version, "plugins": plugins});
+    fixture.conf("10-pods.conflist", &list.to_string());
+}
+
+async fn the_whole_chain(age: &Age, version: &str, rules: Rules) {
+    let fixture = age.fixture();
+    write_list(&fixture, version, &whole_chain(&fixture, version, rules));
+    let network = fixture.network();
+    network.refresh_status().await;
+    assert_eq!(network.status(), NetworkStatus { ready: true, ..NetworkStatus::default() }, "{version} {rules:?}");
+    let mut before = String::new();
+    // What is made once for a node (the bridge, the plugins' own chains) comes with the first pod.
+    for round in 0..2 {
+        let mut pod = fixture.pinned(&format!("pod{round}"));
+        pod.port_mappings = vec![host_port(12000, 80)];
+        pod.annotations = [("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned())].into();
+        let attachment = network.attach(&pod).await.unwrap_or_else(|error| panic!("{version} {rules:?}: {error}"));
+        let leases: Vec<_> = attachment.ips.iter().map(ToString::to_string).collect();
+        assert_eq!(fixture.leases(), leases);
+        for address in [std::net::SocketAddr::new(attachment.ips[0], 80), "127.0.0.1:12000".parse().unwrap()] {
+            let server = serve(&pod, "0.0.0.0:80");
+            assert_eq!(ask(address), "hello", "{version} {rules:?} {address}");
+            server.join().unwrap();
+        }
+        assert_eq!(inside(&pod, "cat /proc/sys/net/core/somaxconn").await.trim(), "77");
+        assert!(inside(&pod, "ip rule").await.contains(&format!("from {}", attachment.ips[0])));
+        assert!(run("tc qdisc show").await.contains("rate 10Mbit"));
+        network.check(&pod).await.unwrap_or_else(|error| panic!("{version} {rules:?}: {error}"));
+        network.detach(&pod, true).await.unwrap_or_else(|error| panic!("{version} {rules:?}: {error}"));
+        assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
+        unpin(&pod);
+        let now = node(rules).await;
+        assert!(!now.contains("12000") && !now.contains(&leases[0]) && !now.contains(&leases[1]), "{version}: {now}");
+        if round == 0 {
+            before = now;
+        } else {
+            assert_eq!(before, now, "{version} {rules:?}");
+        }
+    }
+}
+
+async fn ptp_and_static(age: &Age, version: &str) {
+    let fixture = age.fixture();
+    let ipam = json!({"type": "static", "addresses": [{"address": "10.90.0.5/24", "gateway": "10.90.0.1"}],
+        "routes": [{"dst": "0.0.0.0/0"}]});
+    write_list(&fixture, version, &json!([{"type": "ptp", "ipMasq": true, "ipam": ipam}]));
+    attached_and_gone(&fixture, version, "10.90.0.5", "default via 10.90.0.1").await;
+}
+
+async fn macvlan_and_host_local(age: &Age, version: &str) {
+    let fixture = age.fixture();
+    write_list(&fixture, version, &json!([{"type": "macvlan", "master": "m0", "ipam": host_local(&fixture)}]));
+    attached_and_gone(&fixture, version, "10.88.0.2", "10.88.0.0/24 dev eth0").await;
+}
+
+async fn attached_and_gone(fixture: &Fixture, version: &str, address: &str, route: &str) {
+    let network = fixture.network();
+    let (pod, before) = (fixture.pinned("abc"), node(Rules::IptablesNft).await);
+    let attachment = network.attach(&pod).await.unwrap_or_else(|error| panic!("{version}: {error}"));
+    assert_eq!(attachment.ips[0].to_string(), address);
+    assert!(inside(&pod, "ip route").await.contains(route));
+    network.check(&pod).await.unwrap_or_else(|error| panic!("{version}: {error}"));
+    inside(&pod, "ip link set eth0 name gone0").await;
+    let checked = network.check(&pod).await;
+    assert_eq!(checked.is_err(), version != "0.3.1", "{version}: {checked:?}");
+    inside(&pod, "ip link set gone0 name eth0").await;
+    network.detach(&pod, true).await.unwrap_or_else(|error| panic!("{version}: {error}"));
+    assert!(!inside(&pod, "ip -o link").await.contains("eth0"));
+    unpin(&pod);
+    assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
+    assert_eq!(node(Rules::IptablesNft).await, before, "{version}");
+}
+
+fn chains_of(age: &Age, rules: Rules) {
+    on_own_host(async {
+        if rules == Rules::IptablesLegacy {
+            use_legacy_iptables();
+        }
+        for version in age.versions {
+            the_whole_chain(age, version, rules).await;
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn debian_s_plugins_in_one_chain() {
+    let age = debian();
+    for rules in age.rules() {
+        chains_of(&age, *rules);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn current_plugins_in_one_chain() {
+    let age = current();
+    for rules in age.rules() {
+        chains_of(&age, *rules);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn interfaces_of_both_ages() {
+    on_own_host(async {
+        run("ip link add m0 type veth peer name m1").await;
+        run("ip link set m0 up").await;
+        for age in [debian(), current()] {
+            for version in age.versions {
+                ptp_and_static(&age, version).await;
+                macvlan_and_host_local(&age, version).await;
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "the kernel of the machines that run the tests has no VRF devices (CONFIG_NET_VRF)"]
+fn vrf_of_both_ages() {
+    on_own_host(async {
+        for age in [debian(), current()] {
+            let fixture = age.fixture();
+            let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
+            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "blue"}]));
+            let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+            network.attach(&pod).await.unwrap();
+            assert!(inside(&pod, "ip -o link show master blue").await.contains("eth0"));
+            network.check(&pod).await.unwrap();
+            network.detach(&pod, true).await.unwrap();
+            unpin(&pod);
+            assert!(fixture.leases().is_empty());
+        }
+    });
+}
+
+/// Where the kernel has no such device, the pod is refused with the plugin's words, and what the bridge did is undone.
+#[test]
+#[ignore = "needs root"]
+fn what_the_kernel_lacks_is_said_and_undone() {
+    on_own_host(async {
+        for age in [debian(), current()] {
+            let fixture = age.fixture();
+            let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
+            // No device can have this name.
+            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "a-name-that-is-too-long"}]));
+            let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+            let error = network.attach(&pod).await.unwrap_err();
+            assert!(error.to_string().contains("CNI plugin \"vrf\" failed ADD"), "{error}");
+            assert!(error.left_nothing(), "{error}");
+            assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
+            assert!(!run("ip -o link").await.contains("veth"));
+            unpin(&pod);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_older_plugin_lowers_the_version_for_all() {
+    on_own_host(async {
+        let mut fixture = current().fixture();
+        // The current bridge; the addresses are given by Debian's host-local, which speaks 1.0.0.
+        fixture.config.bin_dirs.insert(0, fixture.temp.path().join("mixed"));
+        fs::create_dir(&fixture.config.bin_dirs[0]).unwrap();
+        fs::copy("/usr/lib/cni/host-local", fixture.config.bin_dirs[0].join("host-local")).unwrap();
+        let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
+        let list = json!({"name": "pods", "cniVersion": "0.4.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "plugins": [bridge]});
+        fixture.conf("10-pods.conflist", &list.to_string());
+        let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+        network.refresh_status().await;
+        assert!(network.status().ready, "{:?}", network.status());
+        assert_eq!(network.attach(&pod).await.unwrap().result["cniVersion"], "1.0.0");
+        fs::remove_file(fixture.config.bin_dirs[0].join("host-local")).unwrap();
+        network.refresh_status().await;
+        network.detach(&pod, true).await.unwrap();
+        assert_eq!(network.attach(&pod).await.unwrap().result["cniVersion"], "1.1.0");
+        network.detach(&pod, true).await.unwrap();
+        unpin(&pod);
+        assert!(fixture.leases().is_empty());
+        // Only 1.1.0, and Debian's plugins alone.
+        fixture.config.bin_dirs = vec!["/usr/lib/cni".into()];
+        write_list(&fixture, "1.1.0", &json!([{"type": "ptp", "ipam": host_local(&fixture)}]));
+        let network = fixture.network();
+        network.refresh_status().await;
+        let message = network.status().message;
+        assert!(message.contains("speaks the CNI versions 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0"), "{message}");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn current_plugins_collect_what_nobody_knows_of() {
+    on_own_host(async {
+        let fixture = current().fixture();
+        write_list(&fixture, "1.1.0", &whole_chain(&fixture, "1.1.0", Rules::IptablesNft));
+        let (kept, lost) = (fixture.pinned("kept"), fixture.pinned("lost"));
+        let before = fixture.network();
+        let ips = before.attach(&kept).await.unwrap().ips;
+        before.attach(&lost).await.unwrap();
+        unpin(&lost);
+        fs::remove_file(fixture.config.cache_dir.join("results/pods-lost-eth0")).unwrap();
+        assert_eq!(fixture.leases().len(), 4);
+        let after = fixture.network();
+        after.gc(&[("kept".into(), "eth0".into())]).await.unwrap();
+        let mut held: Vec<_> = ips.iter().map(ToString::to_string).collect();
+        held.sort();
+        assert_eq!(fixture.leases(), held);
+        after.check(&kept).await.unwrap();
+        after.detach(&kept, true).await.unwrap();
+        unpin(&kept);
+        assert!(fixture.leases().is_empty());
+    });
+}
+
+/// libcni, as other tools have it, finds what we attached, and can check and delete it.
+#[test]
+#[ignore = "needs root"]
+fn other_tools_find_the_results() {
+    on_own_host(async {
+        let reader = Path::new(PROGRAMS).join("cnicache");
+        assert!(reader.exists(), "no cnicache: run make tools first");
+        for (age, version) in [(debian(), "0.4.0"), (debian(), "1.0.0"), (current(), "1.1.0")] {
+            let fixture = age.fixture();
+            write_list(&fixture, version, &whole_chain(&fixture, version, Rules::IptablesNft));
+            let (network, mut pod) = (fixture.network(), fixture.pinned("abc"));
+            pod.port_mappings = vec![host_port(12000, 80)];
+            let attachment = network.attach(&pod).await.unwrap();
+            let ask = |what: &str| {
+                let conf = fixture.config.conf_dir.join("10-pods.conflist");
+                let (cache, bin) = (fixture.config.cache_dir.display(), age.dir.display());
+                let line = format!("{} {cache} {bin} {} {what} abc", reader.display(), conf.display());
+                async move { run(&line).await }
+            };
+            let shown: Value = serde_json::from_str(&ask("show").await).unwrap();
+            assert_eq!(shown["result"]["ips"][0]["address"], format!("{}/24", attachment.ips[0]));
+            assert_eq!(shown["attachment"]["NetNS"], pod.netns.display().to_string());
+            assert_eq!(shown["attachment"]["CapabilityArgs"]["portMappings"][0]["hostPort"], 12000);
+            ask("check").await;
+            ask("del").await;
+            assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
+            assert!(!node(Rules::IptablesNft).await.contains("12000"));
+            network.detach(&pod, true).await.unwrap();
+            unpin(&pod);
+        }
+    });
+}
+
+/// The plugin of a hostile or broken node: the pod would have an address, and nowhere to have it.
+#[test]
+#[ignore = "needs root"]
+fn a_plugin_that_takes_the_namespace_away() {
+    on_own_host(async {
+        for (what, takes) in
+            [("gone", "umount $CNI_NETNS"), ("another", "umount $CNI_NETNS; mount --bind /proc/$$/ns/net $CNI_NETNS")]
+        {
+            let fixture = Fixture::new();
+            fixture.fake("thief", &format!("case $CNI_COMMAND in ADD) {takes}; cat {}/calls/thief.ADD.in | sed 's/.*\"prevResult\":\\({{.*}}\\),\"type\".*/\\1/';; esac", fixture.temp.path().display()));
+            fixture.bridge("1.0.0", &[json!({"type": "thief"})]);
+            let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+            let error = network.attach(&pod).await.unwrap_err();
+            assert!(matches!(&error, NetworkError::NamespaceLost { undo, .. } if undo.is_empty()), "{what}: {error:?}");
+            assert!(fixture.leases().is_empty() && fixture.cached().is_empty(), "{what}");
+            unpin(&pod);
+        }
+    });
+}
