@@ -194,18 +194,12 @@ impl Network {
         owner: Claim<'_>,
     ) -> Result<Attachment, NetworkError> {
         let mut call = Call::of(&entry, Some(&pod.netns));
-        let namespace = teardown::namespace_at(&pod.netns);
         let added = chain::add(&self.plugins, list, &call.target(), &call.runtime).await;
         let (network, name) = (list.name.clone(), pod.full_name());
-        // The pod's other half would be nowhere.
-        if namespace.is_some() && teardown::namespace_at(&pod.netns) != namespace {
-            call.netns = None;
-            let undo = self.undo(list, &entry, &call, list.plugins.len(), owner).await;
-            return Err(NetworkError::NamespaceLost { network, pod: name, netns: pod.netns.clone(), undo });
-        }
         let result = match added {
             Ok(result) => result,
             Err(failure) => {
+                call.netns = call.netns.filter(|_| !failure.no_namespace);
                 let undo = self.undo(list, &entry, &call, failure.ran, owner).await;
                 return Err(NetworkError::Add { network, pod: name, failed: Box::new(failure.error), undo });
             }

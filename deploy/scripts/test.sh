@@ -42,8 +42,9 @@ step() {
     fi
 }
 
-# Target and name of each test that the unit step ignored because it needs something. Other reasons mark functions that are
-# no tests of their own: some other test starts them as a process.
+# Target and name of each test that the unit step ignored because it needs something. One that says what its machine lacks is
+# run by nobody, and counts as skipped. Other reasons mark functions that are no tests of their own: some other test starts
+# them as a process.
 needy() {
     awk '/^ +Running / { target = $2 == "unittests" ? $3 : $2 } /^test .* \.\.\. ignored, needs / { print target, $2 }' "$LOGS/unit.log"
 }
@@ -53,7 +54,7 @@ skipped() {
     awk '
         /^ +Running / { binary = $2 == "unittests" ? $3 : $2 }
         /^ +Doc-tests / { binary = "doc " $2 }
-        /^test .* \.\.\. ignored(, needs |$)/ { line = $0; sub(/^test /, "", line); name = line; sub(/ \.\.\. ignored.*/, "", name)
+        /^test .* \.\.\. ignored(, needs |, lacks |$)/ { line = $0; sub(/^test /, "", line); name = line; sub(/ \.\.\. ignored.*/, "", name)
             reason = line; sub(/.* \.\.\. ignored,? ?/, "", reason); ignored[binary " " name] = reason; next }
         /^test .* \.\.\. / { line = $0; sub(/^test /, "", line); sub(/ \.\.\. .*/, "", line); ran[binary " " line] = 1 }
         END { for (key in ignored) if (!(key in ran)) print key ": " (ignored[key] == "" ? "no reason given" : ignored[key]) }

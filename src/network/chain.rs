@@ -1,17 +1,22 @@
 //! The plugins of a network called one after the other: ADD in order with each result handed on, DEL in reverse; and what
 //! they can be asked beside: CHECK, STATUS, GC, VERSION.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value};
 
 use super::conf::{NetworkList, PluginConf, Version};
 use super::plugin::{PluginError, Plugins, Target, Verb};
 use super::result::{self, ResultError};
+use crate::sys::namespaces::HeldNamespace;
 
 /// Why a chain was not set up.
 #[derive(Debug)]
 pub struct AddFailure {
     /// So many plugins ran, from the first; the others cannot have done anything.
     pub ran: usize,
+    /// The pod's network namespace is gone, and could not be put back: DEL has to do without.
+    pub no_namespace: bool,
     pub error: AddError,
 }
 
@@ -22,6 +27,8 @@ pub enum AddError {
     Plugin(PluginError),
     #[error("CNI plugin {plugin:?} printed a result that cannot be used: {reason}")]
     Result { plugin: String, reason: ResultError },
+    #[error("CNI plugin {plugin:?} took away the pod's network namespace, {}", netns.display())]
+    NamespaceTaken { plugin: String, netns: PathBuf },
 }
 
 /// Sets a pod's interface up, and returns the last plugin's result.
@@ -34,21 +41,40 @@ pub async fn add(
     target: &Target<'_>,
     runtime: &Map<String, Value>,
 ) -> Result<Map<String, Value>, AddFailure> {
+    let held = target.netns.and_then(|netns| HeldNamespace::open(netns).ok());
     let mut previous = None;
     for (index, plugin) in list.plugins.iter().enumerate() {
         let config = config(Verb::Add, list, plugin, previous.as_ref(), runtime);
-        let fail = |error| AddFailure { ran: index + 1, error };
         let said = plugins.call(Verb::Add, &plugin.kind, &config, Some(target)).await;
-        let mut result = said.and_then(|said| said.into_result(Verb::Add, &plugin.kind)).map_err(|error| {
+        let taken = held.as_ref().filter(|held| !held.is_pinned());
+        let no_namespace = taken.is_some_and(|held| !put_back(held, &plugin.kind));
+        let fail = |ran, error| AddFailure { ran, no_namespace, error };
+        let result = said.and_then(|said| said.into_result(Verb::Add, &plugin.kind)).map_err(|error| {
             let ran = if error.never_ran() { index } else { index + 1 };
-            AddFailure { ran, error: AddError::Plugin(error) }
-        })?;
+            fail(ran, AddError::Plugin(error))
+        });
+        let mut result = result?;
+        if let Some(netns) = taken.and(target.netns) {
+            let error = AddError::NamespaceTaken { plugin: plugin.kind.clone(), netns: netns.to_owned() };
+            return Err(fail(index + 1, error));
+        }
         result::normalise(&mut result, list.version)
-            .map_err(|reason| fail(AddError::Result { plugin: plugin.kind.clone(), reason }))?;
+            .map_err(|reason| fail(index + 1, AddError::Result { plugin: plugin.kind.clone(), reason }))?;
         previous = Some(result);
     }
     // A list has a plugin at least, so there is a result.
     Ok(previous.unwrap_or_default())
+}
+
+/// Pins the pod's network namespace again after a plugin took it away; false when that cannot be. Those that were called
+/// before it find what they have to undo by what is inside: the bridge its rules by the pod's addresses.
+fn put_back(held: &HeldNamespace, plugin: &str) -> bool {
+    let done = held.pin_again();
+    if let Err(error) = &done {
+        let error = crate::telemetry::chain(error);
+        tracing::warn!(plugin, error = %error, "a network namespace that a plugin took away cannot be put back");
+    }
+    done.is_ok()
 }
 
 /// Takes a pod's interface down: the plugins in reverse order.

@@ -1,7 +1,5 @@
 //! Why a pod's network could not be set up or taken down.
 
-use std::path::PathBuf;
-
 use super::args::ArgumentError;
 use super::builtin::BuiltinError;
 use super::cache::CacheError;
@@ -31,8 +29,6 @@ pub enum NetworkError {
     },
     #[error("network {network:?} for pod {pod}: {reason}{}", undone(undo))]
     Result { network: String, pod: String, reason: ResultError, undo: Vec<PluginError> },
-    #[error("network {network:?} for pod {pod}: a plugin took away the pod's network namespace, {}{}", netns.display(), undone(undo))]
-    NamespaceLost { network: String, pod: String, netns: PathBuf, undo: Vec<PluginError> },
     #[error("network {network:?} for sandbox {sandbox_id}: {}", joined(errors))]
     Del { network: String, sandbox_id: String, errors: Vec<PluginError> },
     #[error("network {network:?} of pod {pod} is not as it was made: {}", with_cause(error))]
@@ -53,7 +49,7 @@ impl NetworkError {
     pub fn left_nothing(&self) -> bool {
         match self {
             Self::NotReady(_) | Self::Argument { .. } | Self::HostPort(_) => true,
-            Self::Add { undo, .. } | Self::Result { undo, .. } | Self::NamespaceLost { undo, .. } => undo.is_empty(),
+            Self::Add { undo, .. } | Self::Result { undo, .. } => undo.is_empty(),
             Self::Builtin { source, .. } => source.left_nothing(),
             Self::AlreadyAttached(_)
             | Self::Del { .. }

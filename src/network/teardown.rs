@@ -1,7 +1,6 @@
 //! Taking networks down: after an ADD that failed, when a pod stops, and what nobody uses any more.
 
 use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -166,12 +165,6 @@ impl Network {
         let (cache, network, id) = (self.cache.clone(), entry.network_name.clone(), entry.container_id.clone());
         task::blocking(move || cache.remove(&network, &id)).await.map_err(NetworkError::Cache)
     }
-}
-
-/// Which namespace is pinned at the path; `None` when none is. The kernel's number for it is not used again while it lives.
-pub(super) fn namespace_at(path: &Path) -> Option<(u64, u64)> {
-    let file = std::fs::metadata(path).ok().filter(|_| is_pinned(path))?;
-    Some((file.dev(), file.ino()))
 }
 
 /// Whether a namespace is pinned at the path. One with a process id in it leads to whoever has that id now.

@@ -16,9 +16,11 @@ use rustix::process::Pid;
 
 use super::netns;
 pub use super::netns::{NetnsError, enter_net, is_namespace};
+pub use held::HeldNamespace;
 pub use owned::{IdRange, Owners, carry_out, create_owned};
 pub use sysctl::{SysctlError, validate_sysctls};
 
+mod held;
 mod owned;
 mod sysctl;
 

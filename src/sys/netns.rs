@@ -59,7 +59,7 @@ fn is_nsfs(info: &rustix::fs::StatFs) -> bool {
 }
 
 /// Opens a pinned namespace; a fifo or a device at that path is not waited for.
-fn open_namespace(path: &Path) -> Result<File, NetnsError> {
+pub(in crate::sys) fn open_namespace(path: &Path) -> Result<File, NetnsError> {
     use rustix::fs::{Mode, OFlags};
     let open = |source: rustix::io::Errno| NetnsError::Open { path: path.to_owned(), source: source.into() };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

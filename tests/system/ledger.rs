@@ -150,6 +150,16 @@ impl Ledger {
                 self.add(program, line.split(" [").next().unwrap_or(line));
             }
         }
+        // Those of iptables are above: it has its tables made by being asked for them.
+        let mut above = false;
+        for line in world.must("nft", &["--stateless", "list", "ruleset"]).await?.lines() {
+            if let Some(table) = line.strip_prefix("table ") {
+                above = ["filter", "nat", "mangle", "raw", "security"].map(Some).contains(&table.split(' ').nth(1));
+            }
+            if !above {
+                self.add("nft", line.trim());
+            }
+        }
         for line in world.must("ip", &["route"]).await?.lines() {
             self.add("route", line.replace(" linkdown", "").trim());
         }

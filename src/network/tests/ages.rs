@@ -9,17 +9,24 @@ struct Age {
     dir: PathBuf,
     versions: &'static [&'static str],
     nftables: bool,
+    /// What CHECK has against a pod with both families and a host port, although nothing is wrong with it.
+    wrong_objection: Option<&'static str>,
 }
 
 fn debian() -> Age {
-    Age { dir: "/usr/lib/cni".into(), versions: &["0.3.1", "0.4.0", "1.0.0"], nftables: false }
+    Age {
+        dir: "/usr/lib/cni".into(),
+        versions: &["0.3.1", "0.4.0", "1.0.0"],
+        nftables: false,
+        wrong_objection: Some("could not check ipv6 dnat"),
+    }
 }
 
 fn current() -> Age {
     let dir = Path::new(PROGRAMS).join("cni");
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("critest/bin/cni/bridge");
     assert!(built.exists() || dir.join("bridge").exists(), "no current CNI plugins: run make tools first");
-    Age { dir, versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"], nftables: true }
+    Age { dir, versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"], nftables: true, wrong_objection: None }
 }
 
 /// How rules are written.
@@ -54,11 +61,16 @@ async fn node(rules: Rules) -> String {
     seen += &run("iptables-save").await;
     seen += &run("ip6tables-save").await;
     if rules == Rules::Nftables {
-        seen += &run("nft list ruleset").await;
+        // Without counters.
+        seen += &run("nft --stateless list ruleset").await;
     }
-    // Counters and times, and the bridge's state, which follows its ports.
-    let lines = seen.lines().filter(|line| !line.starts_with('#') && !line.contains(" cni0: "));
-    lines.map(|line| line.split(" [").next().unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    // Counters and times, tables with nothing in them (which stay from the first look on), and the bridge's state, which
+    // follows its ports a moment later.
+    let mut nothing = vec!["*", "#", "COMMIT"];
+    nothing.extend([":PREROUTING ", ":INPUT ", ":FORWARD ", ":OUTPUT ", ":POSTROUTING "]);
+    let said = |line: &&str| !nothing.iter().any(|start| line.starts_with(start)) && !line.contains(" cni0: ");
+    let lines = seen.lines().filter(said);
+    lines.map(|line| line.split(" [").next().unwrap_or(line).replace(" linkdown", "")).collect::<Vec<_>>().join("\n")
 }
 
 async fn inside(pod: &PodAttachment, line: &str) -> String {
@@ -70,7 +82,7 @@ fn host_local(fixture: &Fixture) -> Value {
         "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]]})
 }
 
-/// The bridge, and every plugin that can be chained to it, `loopback` too.
+/// The bridge, and every plugin that can be chained to it, `loopback` too; `sbr` and `vrf` have lists of their own.
 fn whole_chain(fixture: &Fixture, version: &str, rules: Rules) -> Value {
     let mut bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
         "ipam": host_local(fixture)});
@@ -80,7 +92,7 @@ fn whole_chain(fixture: &Fixture, version: &str, rules: Rules) -> Value {
         portmap["backend"] = "nftables".into();
     }
     let mut chain = json!([bridge, portmap, {"type": "bandwidth", "capabilities": {"bandwidth": true}}, {"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}, "dataDir": fixture.leases_dir().join("tuning")},
-        {"type": "sbr"}, {"type": "loopback"}]);
+        {"type": "loopback"}]);
     // This one speaks nothing older.
     if version != "0.3.1" {
         chain.as_array_mut().unwrap().insert(2, json!({"type": "firewall"}));
@@ -114,9 +126,12 @@ async fn the_whole_chain(age: &Age, version: &str, rules: Rules) {
             server.join().unwrap();
         }
         assert_eq!(inside(&pod, "cat /proc/sys/net/core/somaxconn").await.trim(), "77");
-        assert!(inside(&pod, "ip rule").await.contains(&format!("from {}", attachment.ips[0])));
         assert!(run("tc qdisc show").await.contains("rate 10Mbit"));
-        network.check(&pod).await.unwrap_or_else(|error| panic!("{version} {rules:?}: {error}"));
+        match (network.check(&pod).await, age.wrong_objection.filter(|_| version != "0.3.1")) {
+            (Ok(()), None) => {}
+            (Err(error), Some(known)) => assert!(error.to_string().contains(known), "{version} {rules:?}: {error}"),
+            (checked, _) => panic!("{version} {rules:?}: {checked:?}"),
+        }
         network.detach(&pod, true).await.unwrap_or_else(|error| panic!("{version} {rules:?}: {error}"));
         assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
         unpin(&pod);
@@ -206,8 +221,36 @@ fn interfaces_of_both_ages() {
     });
 }
 
+/// The routes are in a table of the pod's addresses, in which no bridge plugin looks for them at CHECK: one reason why CHECK
+/// ends nothing (docs/decisions/034).
 #[test]
-#[ignore = "the kernel of the machines that run the tests has no VRF devices (CONFIG_NET_VRF)"]
+#[ignore = "needs root"]
+fn routes_by_source_of_both_ages() {
+    on_own_host(async {
+        for age in [debian(), current()] {
+            for version in age.versions {
+                let fixture = age.fixture();
+                let bridge =
+                    json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
+                write_list(&fixture, version, &json!([bridge, {"type": "sbr"}]));
+                let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+                let attachment = network.attach(&pod).await.unwrap();
+                assert!(inside(&pod, "ip rule").await.contains(&format!("from {}", attachment.ips[0])), "{version}");
+                let checked = network.check(&pod).await;
+                assert_eq!(checked.is_err(), *version != "0.3.1", "{version}");
+                if let Err(error) = checked {
+                    assert!(error.to_string().contains("Failed to find Gateway 10.88.0.1"), "{version}: {error}");
+                }
+                network.detach(&pod, true).await.unwrap();
+                unpin(&pod);
+                assert!(fixture.leases().is_empty() && fixture.cached().is_empty(), "{version}");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "lacks VRF devices: the kernels that the tests run on have no CONFIG_NET_VRF"]
 fn vrf_of_both_ages() {
     on_own_host(async {
         for age in [debian(), current()] {
@@ -233,9 +276,9 @@ fn what_the_kernel_lacks_is_said_and_undone() {
         for age in [debian(), current()] {
             let fixture = age.fixture();
             let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
-            // No device can have this name.
-            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "a-name-that-is-too-long"}]));
+            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "blue"}]));
             let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+            // Where this is no error, the kernel has such devices, and vrf_of_both_ages is to be run instead.
             let error = network.attach(&pod).await.unwrap_err();
             assert!(error.to_string().contains("CNI plugin \"vrf\" failed ADD"), "{error}");
             assert!(error.left_nothing(), "{error}");
@@ -279,27 +322,35 @@ fn an_older_plugin_lowers_the_version_for_all() {
     });
 }
 
+/// What the cache knows is collected by DEL. GC is called too, and nobody objects; but no plugin of either age does anything
+/// for it, so what the cache does not know stays: the day that this changes, this test says so.
 #[test]
 #[ignore = "needs root"]
-fn current_plugins_collect_what_nobody_knows_of() {
+fn current_plugins_collect_what_the_cache_knows() {
     on_own_host(async {
         let fixture = current().fixture();
         write_list(&fixture, "1.1.0", &whole_chain(&fixture, "1.1.0", Rules::IptablesNft));
-        let (kept, lost) = (fixture.pinned("kept"), fixture.pinned("lost"));
         let before = fixture.network();
-        let ips = before.attach(&kept).await.unwrap().ips;
-        before.attach(&lost).await.unwrap();
-        unpin(&lost);
-        fs::remove_file(fixture.config.cache_dir.join("results/pods-lost-eth0")).unwrap();
-        assert_eq!(fixture.leases().len(), 4);
+        let mut addresses = Vec::new();
+        for id in ["kept", "stale", "unknown"] {
+            let ips = before.attach(&fixture.pinned(id)).await.unwrap().ips;
+            addresses.push(ips.iter().map(ToString::to_string).collect::<Vec<_>>());
+        }
+        let (kept, stale, unknown) = (fixture.pod("kept"), fixture.pod("stale"), fixture.pod("unknown"));
+        unpin(&stale);
+        unpin(&unknown);
+        fs::remove_file(fixture.config.cache_dir.join("results/pods-unknown-eth0")).unwrap();
         let after = fixture.network();
         after.gc(&[("kept".into(), "eth0".into())]).await.unwrap();
-        let mut held: Vec<_> = ips.iter().map(ToString::to_string).collect();
+        assert_eq!(fixture.cached(), ["pods-kept-eth0"]);
+        let mut held = [addresses[0].clone(), addresses[2].clone()].concat();
         held.sort();
         assert_eq!(fixture.leases(), held);
         after.check(&kept).await.unwrap();
         after.detach(&kept, true).await.unwrap();
         unpin(&kept);
+        // Without a cache DEL goes by today's configuration.
+        after.detach(&unknown, false).await.unwrap();
         assert!(fixture.leases().is_empty());
     });
 }
@@ -327,7 +378,9 @@ fn other_tools_find_the_results() {
             assert_eq!(shown["result"]["ips"][0]["address"], format!("{}/24", attachment.ips[0]));
             assert_eq!(shown["attachment"]["NetNS"], pod.netns.display().to_string());
             assert_eq!(shown["attachment"]["CapabilityArgs"]["portMappings"][0]["hostPort"], 12000);
-            ask("check").await;
+            if age.wrong_objection.is_none() {
+                ask("check").await;
+            }
             ask("del").await;
             assert!(fixture.leases().is_empty() && fixture.cached().is_empty());
             assert!(!node(Rules::IptablesNft).await.contains("12000"));
@@ -337,21 +390,36 @@ fn other_tools_find_the_results() {
     });
 }
 
-/// The plugin of a hostile or broken node: the pod would have an address, and nowhere to have it.
+/// The plugin of a hostile or broken node: the pod would have an address, and nowhere to have it. The namespace is put back,
+/// since the bridge finds its rules by the addresses inside.
 #[test]
 #[ignore = "needs root"]
 fn a_plugin_that_takes_the_namespace_away() {
     on_own_host(async {
-        for (what, takes) in
-            [("gone", "umount $CNI_NETNS"), ("another", "umount $CNI_NETNS; mount --bind /proc/$$/ns/net $CNI_NETNS")]
-        {
+        let other = "mount --bind /proc/$$/ns/net $CNI_NETNS";
+        for (what, takes) in [
+            ("gone", "umount -l $CNI_NETNS".to_owned()),
+            ("gone with its file", "umount -l $CNI_NETNS; rm $CNI_NETNS".to_owned()),
+            ("another", format!("umount -l $CNI_NETNS; {other}")),
+            ("another on top", other.to_owned()),
+            ("gone, and an error", "umount -l $CNI_NETNS; exit 1".to_owned()),
+        ] {
             let fixture = Fixture::new();
-            fixture.fake("thief", &format!("case $CNI_COMMAND in ADD) {takes}; cat {}/calls/thief.ADD.in | sed 's/.*\"prevResult\":\\({{.*}}\\),\"type\".*/\\1/';; esac", fixture.temp.path().display()));
+            let calls = fixture.temp.path().join("calls/thief.ADD.in");
+            let result = format!("sed 's/.*\"prevResult\":\\({{.*}}\\),\"type\".*/\\1/' {}", calls.display());
+            fixture.fake("thief", &format!("case $CNI_COMMAND in ADD) {takes}; {result};; esac"));
             fixture.bridge("1.0.0", &[json!({"type": "thief"})]);
-            let (network, pod) = (fixture.network(), fixture.pinned("abc"));
+            // The bridge and what is made once for a node.
+            let (network, first) = (fixture.network(), fixture.pinned("first"));
+            network.attach(&first).await.unwrap_err();
+            unpin(&first);
+            let (pod, before) = (fixture.pinned("abc"), node(Rules::IptablesNft).await);
             let error = network.attach(&pod).await.unwrap_err();
-            assert!(matches!(&error, NetworkError::NamespaceLost { undo, .. } if undo.is_empty()), "{what}: {error:?}");
+            assert!(error.left_nothing() && error.to_string().contains("\"thief\""), "{what}: {error}");
+            assert_eq!(error.to_string().contains("took away"), !takes.contains("exit"), "{what}: {error}");
+            assert!(!inside(&pod, "ip -o link").await.contains("eth0"), "{what}");
             assert!(fixture.leases().is_empty() && fixture.cached().is_empty(), "{what}");
+            assert_eq!(node(Rules::IptablesNft).await, before, "{what}");
             unpin(&pod);
         }
     });

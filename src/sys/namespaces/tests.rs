@@ -227,3 +227,41 @@ fn many_at_once_come_and_go() {
     assert_eq!(mounts_below(temp.path()), BTreeSet::new());
     assert_eq!(fs::read_dir(temp.path().join("ns")).unwrap().count(), 0);
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_pin_that_is_taken_away_can_be_put_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("pod");
+    let none = BTreeMap::new();
+    let request = NamespaceRequest { dir: &dir, net: true, ipc: false, uts: false, hostname: "", sysctls: &none };
+    let path = create(&request).unwrap().net.unwrap();
+    let inode = fs::metadata(&path).unwrap().ino();
+    let held = HeldNamespace::open(&path).unwrap();
+    assert!(held.is_pinned());
+    let take: [(&str, &dyn Fn()); 4] = [
+        ("unmounted", &|| unmount(&path).unwrap()),
+        ("removed", &|| {
+            unmount(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+        }),
+        ("covered", &|| rustix::mount::mount_bind("/proc/thread-self/ns/net", &path).unwrap()),
+        ("replaced", &|| {
+            unmount(&path).unwrap();
+            rustix::mount::mount_bind("/proc/thread-self/ns/net", &path).unwrap();
+        }),
+    ];
+    for (what, take) in take {
+        take();
+        assert!(!held.is_pinned(), "{what}");
+        held.pin_again().unwrap();
+        assert!(held.is_pinned() && fs::metadata(&path).unwrap().ino() == inode, "{what}");
+        assert_eq!(mounts_below(temp.path()).len(), 1, "{what}");
+    }
+    drop(held);
+    // Nothing but its pin keeps it now.
+    assert!(is_namespace(&path));
+    remove(&dir).unwrap();
+    assert!(mounts_below(temp.path()).is_empty());
+    assert!(HeldNamespace::open(&path).is_err());
+}
