@@ -29,7 +29,11 @@ use probe::{Place, Server};
 use table::Report;
 use topology::Internet;
 
-crate::once!(debian_s_plugins, current_plugins, current_plugins_with_nftables);
+crate::once!(builtin, debian_s_plugins, current_plugins, current_plugins_with_nftables);
+
+async fn builtin() -> Result<()> {
+    Box::pin(everybody_reaches_whom_they_should(mode::builtin())).await
+}
 
 async fn debian_s_plugins() -> Result<()> {
     Box::pin(everybody_reaches_whom_they_should(mode::debian())).await

@@ -12,7 +12,9 @@ pub async fn walk(net: &Internet, pods: &Pods, report: &mut Report<'_>) -> Resul
     // Addresses of the pods' own network that nobody has.
     let foreign = ["10.89.1.250", "fd00:89:1::250"];
     for address in foreign {
-        near.must(&["ip", "address", "add", &host_route(address), "dev", "eth0", "nodad"]).await?;
+        // Not preferred: else what is sent honestly would come from it too, since a whole address matches best (RFC 6724).
+        let (address, lifetimes) = (host_route(address), ["valid_lft", "forever", "preferred_lft", "0"]);
+        near.must(&[&["ip", "address", "add", &address, "dev", "eth0", "nodad"][..], &lifetimes].concat()).await?;
     }
     for (family, foreign) in foreign.into_iter().enumerate() {
         for (name, target) in [("pod of the same node", &pods.web), ("pod of another node", &pods.far)] {

@@ -38,6 +38,24 @@ const OF_PLUGINS: &[(&str, &str)] = &[
     ("spoofed source", "the bridge plugin lets a pod send with any address"),
 ];
 
+/// What cricket makes by itself, with no plugin.
+pub fn builtin() -> Mode {
+    Mode {
+        name: "builtin",
+        plugins: None,
+        conflist: None,
+        keys: |number| {
+            let subnets = [format!("10.89.{number}.0/24"), format!("fd00:89:{number}::/64")];
+            vec![
+                ("network.mode", "builtin".into()),
+                ("network.builtin_subnets", subnets.to_vec().into()),
+                ("network.builtin_cluster_cidrs", vec!["10.89.0.0/16", "fd00:89::/32"].into()),
+            ]
+        },
+        exceptions: &[("node a to its own host port by ::1", "IPv6 has no route_localnet")],
+    }
+}
+
 /// The plugins of the distribution, version 1.1.1, which speak 1.0.0.
 pub fn debian() -> Mode {
     Mode {
