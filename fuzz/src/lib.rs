@@ -9,6 +9,10 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::task::yield_now;
+
 mod client;
 pub mod heap;
 
@@ -44,7 +48,7 @@ async fn elapse(duration: Duration) {
     tokio::time::advance(duration).await;
     #[cfg(not(fuzzing))]
     let _ = duration;
-    tokio::task::yield_now().await;
+    yield_now().await;
 }
 
 /// Cuts bytes into pieces, many of them short; how, is up to the bytes.
@@ -63,4 +67,20 @@ fn cuts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// A step of a linear congruential generator.
 fn next(state: u64) -> u64 {
     state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+}
+
+/// Sends as far as the other side reads.
+async fn send(io: &mut DuplexStream, mut bytes: &[u8]) {
+    let mut idle = 0;
+    while !bytes.is_empty() && idle < 4 {
+        match io.write(bytes).now_or_never() {
+            Some(Ok(count)) => (bytes, idle) = (&bytes[count..], 0),
+            Some(Err(_)) => return,
+            None => {
+                idle += 1;
+                yield_now().await;
+            }
+        }
+    }
+    yield_now().await;
 }

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::yield_now;
 
-use super::{SOON, cuts, elapse, heap, run};
+use super::{SOON, cuts, elapse, heap, run, send};
 
 /// Plays an input.
 pub fn check(input: &[u8]) {
@@ -133,22 +133,11 @@ struct Peer {
 
 impl Peer {
     /// Sends as far as the session reads.
-    async fn send(&mut self, mut bytes: &[u8]) {
+    async fn send(&mut self, bytes: &[u8]) {
         if self.sent.len() <= MAX_COMPARED {
             self.sent.extend_from_slice(bytes);
         }
-        let mut idle = 0;
-        while !bytes.is_empty() && idle < 4 {
-            match self.io.write(bytes).now_or_never() {
-                Some(Ok(count)) => (bytes, idle) = (&bytes[count..], 0),
-                Some(Err(_)) => return,
-                None => {
-                    idle += 1;
-                    yield_now().await;
-                }
-            }
-        }
-        yield_now().await;
+        send(&mut self.io, bytes).await;
     }
 
     fn block(&mut self, plain: &[u8]) -> Vec<u8> {

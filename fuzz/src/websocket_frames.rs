@@ -10,11 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
 use cricket::fuzzing::websocket::{ChannelReader, ChannelWriter, Decoder, Event, FrameError, Handle, Layout, open};
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::task::yield_now;
 
 use super::client::{Answer, answers, masked};
-use super::{SOON, cuts, elapse, heap, run};
+use super::{SOON, cuts, elapse, heap, run, send};
 
 #[derive(Debug, Arbitrary)]
 struct Plan<'a> {
@@ -494,20 +494,4 @@ fn use_connection(step: &Step<'_>, readers: &mut [Option<ChannelReader>], writer
         Step::DropReader { channel } => readers[usize::from(channel) % 5] = None,
         _ => {}
     }
-}
-
-/// Sends as far as the server reads.
-async fn send(io: &mut DuplexStream, mut bytes: &[u8]) {
-    let mut idle = 0;
-    while !bytes.is_empty() && idle < 4 {
-        match io.write(bytes).now_or_never() {
-            Some(Ok(count)) => (bytes, idle) = (&bytes[count..], 0),
-            Some(Err(_)) => return,
-            None => {
-                idle += 1;
-                yield_now().await;
-            }
-        }
-    }
-    yield_now().await;
 }

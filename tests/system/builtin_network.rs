@@ -6,9 +6,10 @@ use cri_proto::runtime::v1 as cri;
 use tonic::Code;
 
 use crate::client::{Client, refused};
+use crate::hostports::{TCP, freed_by_a_stop, mapping, ports, reached_as_mapped, serve};
 use crate::ledger::Ledger;
 use crate::node::{Node, Setup};
-use crate::outside::{From, NODE, NODE_6, answers, echo_server, is_silent, neighbour, perl};
+use crate::outside::{From, NODE, NODE_6, answers, echo_server, neighbour, perl};
 use crate::requests::{BUSYBOX, container, pod};
 use crate::world::{PATIENCE, World, eventually};
 
@@ -23,13 +24,6 @@ crate::once!(
     cve_2020_8558_loopback_stays_closed_to_builtin_pods
 );
 
-const TCP: i32 = cri::Protocol::Tcp as i32;
-const UDP: i32 = cri::Protocol::Udp as i32;
-
-fn mapping(protocol: i32, host_ip: &str, host_port: i32, container_port: i32) -> cri::PortMapping {
-    cri::PortMapping { protocol, container_port, host_port, host_ip: host_ip.to_owned() }
-}
-
 /// A node without any network configuration, and a neighbour.
 async fn node(mode: &str) -> Result<(Node, Client)> {
     let mut setup = Setup::new("crun");
@@ -40,16 +34,6 @@ async fn node(mode: &str) -> Result<(Node, Client)> {
     client.pull(BUSYBOX).await?;
     neighbour(&node).await?;
     Ok((node, client))
-}
-
-async fn serve(node: &Node, client: &Client, name: &str, ports: Vec<cri::PortMapping>) -> Result<String> {
-    let mut sandbox = pod(node, name);
-    sandbox.port_mappings = ports;
-    let id = Box::pin(client.run_pod(&sandbox)).await?;
-    let mut server = container(&sandbox, "server", "");
-    (server.command, server.mounts) = (echo_server(name), perl());
-    Box::pin(client.run(&id, &server, &sandbox)).await?;
-    Ok(id)
 }
 
 /// A container in which commands can be run.
@@ -81,16 +65,6 @@ async fn network_condition(client: &Client) -> Result<cri::RuntimeCondition> {
     conditions.into_iter().find(|own| own.r#type == "NetworkReady").context("no condition NetworkReady")
 }
 
-fn ports() -> Vec<cri::PortMapping> {
-    vec![
-        mapping(TCP, "", 18080, 8080),
-        mapping(UDP, "", 15353, 5353),
-        mapping(TCP, NODE, 18081, 8080),
-        mapping(TCP, "127.0.0.1", 18082, 8080),
-        mapping(TCP, "", 0, 8080),
-    ]
-}
-
 async fn builtin_ports_from_everywhere() -> Result<()> {
     let (mut node, client) = node("auto").await?;
     ensure!(network_condition(&client).await?.status, "a fresh node has no network");
@@ -102,19 +76,7 @@ async fn builtin_ports_from_everywhere() -> Result<()> {
 
     let web = serve(&node, &client, "web", ports()).await?;
     ensure!(ips(&client, &web).await?.len() == 2, "{:?}", ips(&client, &web).await?);
-    for from in [From::Outside, From::Node] {
-        answers(&node, from, ("tcp", NODE, 18080), "web tcp hello").await?;
-        answers(&node, from, ("tcp", NODE_6, 18080), "web tcp hello").await?;
-        answers(&node, from, ("udp", NODE, 15353), "web udp hello").await?;
-        answers(&node, from, ("udp", NODE_6, 15353), "web udp hello").await?;
-        answers(&node, from, ("tcp", NODE, 18081), "web tcp hello").await?;
-        is_silent(&node, from, ("tcp", NODE, 18082)).await?;
-        is_silent(&node, from, ("tcp", NODE, 15353)).await?;
-    }
-    answers(&node, From::Node, ("tcp", "127.0.0.1", 18080), "web tcp hello").await?;
-    answers(&node, From::Node, ("udp", "127.0.0.1", 15353), "web udp hello").await?;
-    answers(&node, From::Node, ("tcp", "127.0.0.1", 18082), "web tcp hello").await?;
-    is_silent(&node, From::Node, ("tcp", "127.0.0.1", 18081)).await?;
+    reached_as_mapped(&node, &[NODE, NODE_6]).await?;
     // From another pod, from the very pod, from pod to pod, and from a pod to the outside.
     let (other, asker) = shell(&node, &client, "client", false).await?;
     let mut again = pod(&node, "web");
@@ -139,21 +101,7 @@ async fn builtin_ports_from_everywhere() -> Result<()> {
     taken.port_mappings = vec![mapping(TCP, "192.0.2.9", 18080, 80)];
     refused(client.run_pod(&taken).await, &[], &["lane/late", "lane/web", "18080"])?;
 
-    // A stop frees them, and a successor is reached at once over UDP by who talks to the port all the time.
-    client.stop_pod(&web).await?;
-    is_silent(&node, From::Outside, ("tcp", NODE, 18080)).await?;
-    is_silent(&node, From::Node, ("udp", "127.0.0.1", 15353)).await?;
-    let next = serve(&node, &client, "next", ports()).await?;
-    answers(&node, From::Outside, ("tcp", NODE, 18080), "next tcp hello").await?;
-    answers(&node, From::Outside, ("udp", NODE, 15353), "next udp hello").await?;
-    for id in [&web, &next, &other] {
-        client.remove_pod(id).await?;
-    }
-    for name in ["web", "next", "client"] {
-        std::fs::remove_dir_all(node.path(&format!("logs/{name}")))?;
-    }
-    // A new daemon is another process with other descriptors.
-    before.assert_same_but(&node, "daemon").await
+    freed_by_a_stop(&node, &client, (&web, &other), &before).await
 }
 
 async fn builtin_rules_that_others_remove_come_back() -> Result<()> {

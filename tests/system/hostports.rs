@@ -19,11 +19,11 @@ crate::once!(
     cve_2019_9946_rules_that_were_there_go_first
 );
 
-const TCP: i32 = cri::Protocol::Tcp as i32;
-const UDP: i32 = cri::Protocol::Udp as i32;
+pub const TCP: i32 = cri::Protocol::Tcp as i32;
+pub const UDP: i32 = cri::Protocol::Udp as i32;
 const SCTP: i32 = cri::Protocol::Sctp as i32;
 
-fn mapping(protocol: i32, host_ip: &str, host_port: i32, container_port: i32) -> cri::PortMapping {
+pub fn mapping(protocol: i32, host_ip: &str, host_port: i32, container_port: i32) -> cri::PortMapping {
     cri::PortMapping { protocol, container_port, host_port, host_ip: host_ip.to_owned() }
 }
 
@@ -36,7 +36,7 @@ async fn node() -> Result<(Node, Client)> {
 }
 
 /// A pod with these ports, and the echo server in it.
-async fn serve(node: &Node, client: &Client, name: &str, ports: Vec<cri::PortMapping>) -> Result<String> {
+pub async fn serve(node: &Node, client: &Client, name: &str, ports: Vec<cri::PortMapping>) -> Result<String> {
     let mut sandbox = pod(node, name);
     sandbox.port_mappings = ports;
     let id = Box::pin(client.run_pod(&sandbox)).await?;
@@ -44,6 +44,55 @@ async fn serve(node: &Node, client: &Client, name: &str, ports: Vec<cri::PortMap
     (server.command, server.mounts) = (echo_server(name), perl());
     Box::pin(client.run(&id, &server, &sandbox)).await?;
     Ok(id)
+}
+
+/// The ports of the pod `web`.
+pub fn ports() -> Vec<cri::PortMapping> {
+    vec![
+        mapping(TCP, "", 18080, 8080),
+        mapping(UDP, "", 15353, 5353),
+        mapping(TCP, NODE, 18081, 8080),
+        mapping(TCP, "127.0.0.1", 18082, 8080),
+        // The kubelet's way of naming a port that is not mapped.
+        mapping(TCP, "", 0, 8080),
+    ]
+}
+
+/// The pod `web` with [`ports`] is reached by them, and only by them. `addresses` are the node's.
+pub async fn reached_as_mapped(node: &Node, addresses: &[&str]) -> Result<()> {
+    for from in [From::Outside, From::Node] {
+        for address in addresses {
+            answers(node, from, ("tcp", address, 18080), "web tcp hello").await?;
+            answers(node, from, ("udp", address, 15353), "web udp hello").await?;
+        }
+        answers(node, from, ("tcp", NODE, 18081), "web tcp hello").await?;
+        is_silent(node, from, ("tcp", NODE, 18082)).await?;
+        // The transport is a part of the port.
+        is_silent(node, from, ("tcp", NODE, 15353)).await?;
+    }
+    answers(node, From::Node, ("tcp", "127.0.0.1", 18080), "web tcp hello").await?;
+    answers(node, From::Node, ("udp", "127.0.0.1", 15353), "web udp hello").await?;
+    answers(node, From::Node, ("tcp", "127.0.0.1", 18082), "web tcp hello").await?;
+    is_silent(node, From::Node, ("tcp", "127.0.0.1", 18081)).await
+}
+
+/// A stop of the pod `web` frees its [`ports`], although it is still there: a successor is reached at once, over UDP by who
+/// talks to the port all the time, too. Then all goes, `other` being the pod `client`.
+pub async fn freed_by_a_stop(node: &Node, client: &Client, (web, other): (&str, &str), before: &Ledger) -> Result<()> {
+    client.stop_pod(web).await?;
+    is_silent(node, From::Outside, ("tcp", NODE, 18080)).await?;
+    is_silent(node, From::Node, ("udp", "127.0.0.1", 15353)).await?;
+    let next = serve(node, client, "next", ports()).await?;
+    answers(node, From::Outside, ("tcp", NODE, 18080), "next tcp hello").await?;
+    answers(node, From::Outside, ("udp", NODE, 15353), "next udp hello").await?;
+    for id in [web, &next, other] {
+        client.remove_pod(id).await?;
+    }
+    for name in ["web", "next", "client"] {
+        std::fs::remove_dir_all(node.path(&format!("logs/{name}")))?;
+    }
+    // A new daemon is another process with other descriptors.
+    before.assert_same_but(node, "daemon").await
 }
 
 async fn a_host_port_from_everywhere() -> Result<()> {
@@ -54,29 +103,8 @@ async fn a_host_port_from_everywhere() -> Result<()> {
     std::fs::remove_dir_all(node.path("logs/first"))?;
     let before = Ledger::take(&node).await?;
 
-    let ports = || {
-        vec![
-            mapping(TCP, "", 18080, 8080),
-            mapping(UDP, "", 15353, 5353),
-            mapping(TCP, NODE, 18081, 8080),
-            mapping(TCP, "127.0.0.1", 18082, 8080),
-            // The kubelet's way of naming a port that is not mapped.
-            mapping(TCP, "", 0, 8080),
-        ]
-    };
     let web = serve(&node, &client, "web", ports()).await?;
-    for from in [From::Outside, From::Node] {
-        answers(&node, from, ("tcp", NODE, 18080), "web tcp hello").await?;
-        answers(&node, from, ("udp", NODE, 15353), "web udp hello").await?;
-        answers(&node, from, ("tcp", NODE, 18081), "web tcp hello").await?;
-        is_silent(&node, from, ("tcp", NODE, 18082)).await?;
-        // The transport is a part of the port.
-        is_silent(&node, from, ("tcp", NODE, 15353)).await?;
-    }
-    answers(&node, From::Node, ("tcp", "127.0.0.1", 18080), "web tcp hello").await?;
-    answers(&node, From::Node, ("udp", "127.0.0.1", 15353), "web udp hello").await?;
-    answers(&node, From::Node, ("tcp", "127.0.0.1", 18082), "web tcp hello").await?;
-    is_silent(&node, From::Node, ("tcp", "127.0.0.1", 18081)).await?;
+    reached_as_mapped(&node, &[NODE]).await?;
     // From another pod, and from the very pod, by the node's address.
     let sandbox = pod(&node, "client");
     let other = client.run_pod(&sandbox).await?;
@@ -109,21 +137,7 @@ async fn a_host_port_from_everywhere() -> Result<()> {
     }
     ensure!(client.pods().await?.len() == 2, "a pod whose port was taken is listed");
 
-    // A stop frees them; a stopped pod that is still there holds none.
-    client.stop_pod(&web).await?;
-    is_silent(&node, From::Outside, ("tcp", NODE, 18080)).await?;
-    is_silent(&node, From::Node, ("udp", "127.0.0.1", 15353)).await?;
-    let next = serve(&node, &client, "next", ports()).await?;
-    answers(&node, From::Outside, ("tcp", NODE, 18080), "next tcp hello").await?;
-    answers(&node, From::Outside, ("udp", NODE, 15353), "next udp hello").await?;
-    for id in [&web, &next, &other] {
-        client.remove_pod(id).await?;
-    }
-    for name in ["web", "next", "client"] {
-        std::fs::remove_dir_all(node.path(&format!("logs/{name}")))?;
-    }
-    // A new daemon is another process with other descriptors.
-    before.assert_same_but(&node, "daemon").await
+    freed_by_a_stop(&node, &client, (&web, &other), &before).await
 }
 
 async fn ports_that_are_wrong() -> Result<()> {

@@ -177,33 +177,30 @@ async fn attached_and_gone(fixture: &Fixture, version: &str, address: &str, rout
     assert_eq!(node(Rules::IptablesNft).await, before, "{version}");
 }
 
-fn chains_of(age: &Age, rules: Rules) {
-    on_own_host(async {
-        if rules == Rules::IptablesLegacy {
-            use_legacy_iptables();
-        }
-        for version in age.versions {
-            the_whole_chain(age, version, rules).await;
-        }
-    });
+/// With each back end of the plugins of this age, on a host of its own.
+fn chains_of(age: &Age) {
+    for rules in age.rules().iter().copied() {
+        on_own_host(async {
+            if rules == Rules::IptablesLegacy {
+                use_legacy_iptables();
+            }
+            for version in age.versions {
+                the_whole_chain(age, version, rules).await;
+            }
+        });
+    }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn debian_s_plugins_in_one_chain() {
-    let age = debian();
-    for rules in age.rules() {
-        chains_of(&age, *rules);
-    }
+    chains_of(&debian());
 }
 
 #[test]
 #[ignore = "needs root"]
 fn current_plugins_in_one_chain() {
-    let age = current();
-    for rules in age.rules() {
-        chains_of(&age, *rules);
-    }
+    chains_of(&current());
 }
 
 #[test]
