@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use keys::{KEYS, Key};
 pub use load::{ConfigError, DEFAULT_PATH, Loaded};
+pub use nearest::nearest_word;
 pub use reload::{ReloadDiff, reload_diff};
 pub use sample::default_toml;
 

@@ -233,6 +233,12 @@ impl Images {
         self.0.rules.bad()
     }
 
+    /// Sentences about keys of those files that are not known here and have no effect.
+    #[must_use]
+    pub fn unknown_keys(&self) -> Arc<Vec<String>> {
+        self.0.rules.unknown()
+    }
+
     /// What a pull of a name would ask, in order, and why. Nothing is sent. Blocks for some file reads.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> Result<(), CommandEr
                 print!("{}", explained(name));
             }
             for file in found.unusable_files {
-                println!("unusable: {file}");
+                println!("beware: {file}");
             }
         }
         Command::Import { path, name } => {

@@ -23,6 +23,13 @@ pub(super) fn nearest(path: &[&str]) -> Option<String> {
     anywhere.min().map(|(_, name)| name.to_owned())
 }
 
+/// That of some words which a mistyped one most likely meant, if one is near at all.
+pub fn nearest_word<'a>(typed: &str, words: &[&'a str]) -> Option<&'a str> {
+    let limit = (typed.chars().count() / 3).max(1);
+    let all = words.iter().map(|word| (distance(typed, word), *word)).filter(|(far, _)| *far <= limit);
+    all.min().map(|(_, word)| word)
+}
+
 /// The number of single-character edits between two words (Levenshtein). Only the first 64 characters count.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();

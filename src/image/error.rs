@@ -144,7 +144,10 @@ impl Attempts {
     fn verdict(&self) -> Option<&Failure> {
         let (last, before) = self.0.split_last()?;
         let silent = |failure: &Failure| {
-            matches!(failure, Failure::Connection(_) | Failure::Unresolved(_) | Failure::Stalled { .. })
+            matches!(
+                failure,
+                Failure::Connection(_) | Failure::Unresolved(_) | Failure::Unconnected { .. } | Failure::Stalled { .. }
+            )
         };
         let answer = before.iter().rev().map(|attempt| &attempt.failure).find(|failure| !silent(failure));
         match answer {
@@ -173,9 +176,12 @@ pub enum Failure {
     /// The name of the host stands for no address.
     #[error("its address cannot be looked up: {0}")]
     Unresolved(String),
+    /// The lookup, the TCP connection and the TLS handshake together took too long.
+    #[error("no connection within {} ms", after.as_millis())]
+    Unconnected { after: Duration },
     #[error("no answer and no byte for {} ms", after.as_millis())]
     Stalled { after: Duration },
-    #[error("too slow: {got} bytes in {} s", over.as_secs())]
+    #[error("too slow: {got} bytes in {} ms", over.as_millis())]
     Slow { got: u64, over: Duration },
     #[error("HTTP {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
     Status { status: u16, code: Option<&'static str> },
@@ -208,6 +214,7 @@ impl Failure {
         match self {
             Self::Connection(_)
             | Self::Unresolved(_)
+            | Self::Unconnected { .. }
             | Self::Stalled { .. }
             | Self::Slow { .. }
             | Self::RateLimited { .. }

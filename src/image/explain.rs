@@ -69,6 +69,8 @@ fn step(endpoint: &Endpoint, reference: &Reference, logins: &Logins) -> Step {
     note(!endpoint.tls.authorities.is_empty(), "authorities of its own");
     note(endpoint.tls.client.is_some(), "a client certificate of its own");
     note(!endpoint.headers.is_empty(), "headers of its own");
+    let dial = endpoint.dial_timeout.map(|timeout| format!("{timeout:?} for a connection to stand (dial_timeout)"));
+    note(dial.is_some(), dial.as_deref().unwrap_or_default());
     let by_tag = matches!(reference.version(), Version::Tag(_));
     note(by_tag && !endpoint.resolves, "not asked for tags, only for content");
     note(!endpoint.serves, "asked for the manifest only");

@@ -2,22 +2,25 @@
 //!
 //! A rule of `registries.conf` that has the name decides, and `hosts.toml` is then not looked at. A name without a rule is
 //! led by the `hosts.toml` of its host, else by that of `_default`; a name that has neither goes to its own registry.
-//! Both formats are shared with other tools on the node, so members that mean nothing here are passed over; a member that
-//! does mean something and has the wrong type is an error.
+//! Both formats are shared with other tools on the node, so keys that mean nothing here are passed over, and told
+//! (`unknown.rs`); one that does mean something and has the wrong type is an error.
 
 pub mod conf;
+mod duration;
 pub mod hosts;
 mod load;
+mod unknown;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 
-pub use load::Sources;
+pub use load::{Notes, Sources};
 
 use self::conf::{Mirror, PullFrom, Rule, ShortNameMode};
 use self::hosts::HostsFile;
@@ -84,6 +87,8 @@ pub struct Endpoint {
     pub tls: Tls,
     /// Sent with every request to this place, and to no other.
     pub headers: HeaderMap,
+    /// How long a connection may take to stand, where `hosts.toml` says so: looking the name up, TCP and TLS together.
+    pub dial_timeout: Option<Duration>,
     /// Registry of the name, told to a mirror that serves several (`?ns=`).
     pub namespace: Option<String>,
     pub mirror: bool,
@@ -122,6 +127,7 @@ impl Endpoint {
             api: "/v2".to_owned(),
             tls: Tls::default(),
             headers: HeaderMap::new(),
+            dial_timeout: None,
             namespace: None,
             mirror: false,
             resolves: true,

@@ -111,11 +111,17 @@ impl Session {
 
     /// The client for the registry itself, or for a host that it sent us to.
     async fn client(&self, host: &str, own: bool) -> Result<reqwest::Client, Failure> {
+        let dial = self.dial(own);
         if own {
-            return self.clients.for_host(host, &self.endpoint.tls).await;
+            return self.clients.for_host(host, &self.endpoint.tls, dial).await;
         }
         let tls = Tls { unverified: self.clients.is_insecure(host), ..Tls::default() };
-        self.clients.for_host(host, &tls).await
+        self.clients.for_host(host, &tls, dial).await
+    }
+
+    /// How long a connection may take to stand, to the registry itself or to a host that it sent us to.
+    fn dial(&self, own: bool) -> Duration {
+        self.endpoint.dial_timeout.filter(|_| own).unwrap_or(clients::CONNECT_TIMEOUT)
     }
 
     /// The clocks and counts in force.
@@ -186,17 +192,20 @@ impl Session {
         }
         // A body that drips one byte at a time makes progress for ever; a small document gets a clock as a whole too.
         let whole = self.patience.progress.saturating_mul(4);
+        let mut bytes = Vec::new();
         let read = async {
-            let mut bytes = Vec::new();
             while let Some(chunk) = self.chunk(&mut response).await? {
                 if bytes.len() + chunk.len() > cap {
                     return Err(too_large());
                 }
                 bytes.extend_from_slice(&chunk);
             }
-            Ok(bytes)
+            Ok(())
         };
-        tokio::time::timeout(whole, read).await.unwrap_or(Err(Failure::Stalled { after: whole }))
+        match tokio::time::timeout(whole, read).await {
+            Ok(read) => read.map(|()| bytes),
+            Err(_) => Err(Failure::Slow { got: u64::try_from(bytes.len()).unwrap_or(u64::MAX), over: whole }),
+        }
     }
 
     /// Sends an idempotent request until it is answered with success, a final failure, or patience ends.
@@ -273,7 +282,10 @@ impl Session {
     async fn pause_at_least(&self, failure: Failure, tried: &mut u32, asked: Option<Duration>) -> Result<(), Failure> {
         // A stall has had its clock already, a resolver has asked several times by itself, and content that is wrong stays
         // wrong.
-        let had = matches!(failure, Failure::Stalled { .. } | Failure::Slow { .. } | Failure::Unresolved(_));
+        let had = matches!(
+            failure,
+            Failure::Unconnected { .. } | Failure::Stalled { .. } | Failure::Slow { .. } | Failure::Unresolved(_)
+        );
         let passing = failure.is_unavailability() && !had;
         if !passing || *tried >= self.patience.retries {
             return Err(failure);
@@ -356,7 +368,7 @@ impl Session {
             let request = client.request(method.clone(), url.clone()).headers(all);
             let response = match tokio::time::timeout(self.patience.progress, request.send()).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(from_send_error(&error)),
+                Ok(Err(error)) => return Err(from_send_error(&error, self.dial(own))),
                 Err(_) => return Err(Failure::Stalled { after: self.patience.progress }),
             };
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {

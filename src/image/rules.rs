@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use super::error::ImageError;
 use super::policy::{self, Policy};
 use super::reference::Reference;
-use super::registries::{RegistriesError, Sources};
+use super::registries::{Notes, RegistriesError, Sources};
 use super::registry::Clients;
 use super::stamps::Stamps;
 use crate::config::Image as ImageSettings;
@@ -28,6 +28,8 @@ pub(super) struct Rules {
     policies: ArcSwap<Policies>,
     /// Sentences about files that cannot be used.
     bad: ArcSwap<Vec<String>>,
+    /// Sentences about keys that are not known, in files that are used.
+    unknown: ArcSwap<Vec<String>>,
     /// Held while files are read.
     state: Mutex<State>,
 }
@@ -72,15 +74,16 @@ impl Rules {
     /// [`ImageError::Registries`] for a `registries.conf` that cannot be used: the rule that blocks may be in it.
     pub(super) fn open(config: &ImageSettings) -> Result<Self, ImageError> {
         let mut state = State::of(config);
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let mut stamps = Stamps::default();
         let registries = state.sources.load(None, &mut stamps, &mut notes)?;
-        let policies = state.policies(&Policies::default(), &mut stamps, &mut notes);
+        let policies = state.policies(&Policies::default(), &mut stamps, &mut notes.bad);
         state.stamps = stamps;
         let rules = Self {
             clients: Arc::new(Clients::new(config.certs_d.clone(), registries)),
             policies: ArcSwap::from_pointee(policies),
             bad: ArcSwap::default(),
+            unknown: ArcSwap::default(),
             state: Mutex::new(state),
         };
         rules.say(notes);
@@ -98,6 +101,11 @@ impl Rules {
     /// Sentences about files that cannot be used now.
     pub(super) fn bad(&self) -> Arc<Vec<String>> {
         self.bad.load_full()
+    }
+
+    /// Sentences about keys that are not known and have no effect.
+    pub(super) fn unknown(&self) -> Arc<Vec<String>> {
+        self.unknown.load_full()
     }
 
     /// Reads the files anew if one of them changed. Blocks.
@@ -120,17 +128,17 @@ impl Rules {
     }
 
     fn read(&self, state: &mut State) -> Result<(), RegistriesError> {
-        let (mut stamps, mut notes) = (Stamps::default(), Vec::new());
+        let (mut stamps, mut notes) = (Stamps::default(), Notes::default());
         let before = self.clients.registries();
         let loaded = state.sources.load(Some(&before), &mut stamps, &mut notes);
-        self.policies.store(Arc::new(state.policies(&self.policies.load(), &mut stamps, &mut notes)));
+        self.policies.store(Arc::new(state.policies(&self.policies.load(), &mut stamps, &mut notes.bad)));
         let result = match loaded {
             Ok(registries) => {
                 self.clients.reload(state.sources.certs_d.clone(), registries);
                 Ok(())
             }
             Err(error) => {
-                notes.push(format!("{error}; the rules before stay in force"));
+                notes.bad.push(format!("{error}; the rules before stay in force"));
                 Err(error)
             }
         };
@@ -140,12 +148,17 @@ impl Rules {
         result
     }
 
-    fn say(&self, notes: Vec<String>) {
-        let before = self.bad.load();
-        for note in notes.iter().filter(|note| !before.contains(note)) {
+    fn say(&self, notes: Notes) {
+        let Notes { bad, unknown } = notes;
+        let (before, known) = (self.bad.load(), self.unknown.load());
+        for note in bad.iter().filter(|note| !before.contains(note)) {
             tracing::error!("{note}");
         }
-        self.bad.store(Arc::new(notes));
+        for note in unknown.iter().filter(|note| !known.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        self.bad.store(Arc::new(bad));
+        self.unknown.store(Arc::new(unknown));
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {

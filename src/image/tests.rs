@@ -1,6 +1,7 @@
 //! The image store against registries of our own making, on loopback.
 
 mod access;
+mod clocks;
 mod collector;
 mod hostile;
 mod lifecycle;

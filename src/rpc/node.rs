@@ -149,6 +149,7 @@ fn node_info(services: &Services) -> HashMap<String, String> {
         "userNamespaces": resources.user_namespaces.as_ref().map_or_else(|lacking| json!({ "lacking": lacking }), |()| json!({})),
         "keeperPid": resources.keeper.pid(),
         "unusableImageFiles": &**services.images.unusable_files(),
+        "unknownImageKeys": &**services.images.unknown_keys(),
         "networkObstacles": network.obstacles,
         "invalidNetworkFiles": network.invalid_files.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect::<Vec<_>>(),
         "selinux": format!("{:?}", resources.host.kernel.selinux),
@@ -224,7 +225,7 @@ impl Node for Services {
             images.explain(&reference, Some(namespace.as_str()).filter(|namespace| !namespace.is_empty()))
         });
         let names = explained.await.map_err(|error| error_status(&error))?.into_iter().map(explained_name).collect();
-        let unusable_files = self.images.unusable_files().to_vec();
+        let unusable_files = [&**self.images.unusable_files(), &**self.images.unknown_keys()].concat();
         Ok(Response::new(ExplainImageResponse { names, unusable_files }))
     }
 }

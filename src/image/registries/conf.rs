@@ -4,9 +4,28 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::super::reference::{Reference, check_host, short_name};
+use super::unknown::{Shape, unknown};
 
 /// Most rules and mirrors of one file: far above any that people write.
 const MAX_ENTRIES: usize = 4096;
+
+/// The keys of a file, of a registry in it, and of a mirror in that.
+const FILE: Shape = Shape {
+    keys: &[
+        "registry",
+        "unqualified-search-registries",
+        "short-name-mode",
+        "credential-helpers",
+        "aliases",
+        "registries",
+    ],
+    below: &[("registry", &REGISTRY)],
+};
+const REGISTRY: Shape = Shape {
+    keys: &["prefix", "location", "insecure", "blocked", "mirror-by-digest-only", "mirror"],
+    below: &[("mirror", &MIRROR)],
+};
+const MIRROR: Shape = Shape { keys: &["location", "insecure", "pull-from-mirror"], below: &[] };
 
 /// What one file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +39,8 @@ pub struct ConfFile {
     pub aliases: Vec<(String, Option<String>)>,
     /// `credential-helpers` but for the word that means the auth files.
     pub helpers: Vec<String>,
+    /// A sentence for each key that is not known.
+    pub unknown: Vec<String>,
 }
 
 /// A `[[registry]]`.
@@ -126,7 +147,8 @@ pub fn parse(bytes: &[u8]) -> Result<ConfFile, String> {
     if raw.registry.iter().map(|entry| 1 + entry.get_ref().mirror.len()).sum::<usize>() > MAX_ENTRIES {
         return Err(format!("it has more than {MAX_ENTRIES} registries and mirrors"));
     }
-    let mut file = ConfFile { mode: mode(&raw.short_name_mode)?, ..ConfFile::default() };
+    let mode = mode(&raw.short_name_mode)?;
+    let mut file = ConfFile { mode, unknown: unknown(text, &FILE), ..ConfFile::default() };
     for entry in raw.registry {
         let line = line_of(text, entry.span().start);
         file.rules.push(entry.into_inner().check(text, line).map_err(|why| format!("line {line}: {why}"))?);

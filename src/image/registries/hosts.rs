@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -11,12 +12,21 @@ use toml::Spanned;
 
 use super::super::reference::{Reference, check_host};
 use super::conf::{line_of, scrub, toml_error};
-use super::{Endpoint, Place, Scheme, Tls};
+use super::unknown::{Shape, unknown};
+use super::{Endpoint, Place, Scheme, Tls, duration};
 
 /// Most hosts of one file.
 const MAX_HOSTS: usize = 64;
 /// Most headers of one host.
 const MAX_HEADERS: usize = 32;
+/// What `dial_timeout` may be. The progress clock ends an attempt that is allowed longer than that.
+const DIAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+
+/// The keys of a file, and those of a host in it.
+const FILE: Shape = Shape { keys: &KEYS, below: &[("host", &HOST)] };
+const HOST: Shape = Shape { keys: KEYS.split_at(2).1, below: &[] };
+const KEYS: [&str; 9] =
+    ["server", "host", "capabilities", "ca", "client", "skip_verify", "override_path", "header", "dial_timeout"];
 
 /// What one file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +35,8 @@ pub struct HostsFile {
     hosts: Vec<Host>,
     /// Asked last; without an address it is the registry of the name.
     server: Host,
+    /// A sentence for each key that is not known.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +46,7 @@ struct Host {
     serves: bool,
     tls: Tls,
     headers: HeaderMap,
+    dial_timeout: Option<Duration>,
     line: usize,
 }
 
@@ -64,6 +77,7 @@ struct RawHost {
     override_path: bool,
     #[serde(default)]
     header: BTreeMap<String, OneOrMany>,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -114,7 +128,7 @@ pub fn parse(bytes: &[u8], folder: &Path) -> Result<HostsFile, String> {
     }
     // The format's order is that of the file.
     hosts.sort_by_key(|host| host.line);
-    Ok(HostsFile { hosts, server })
+    Ok(HostsFile { hosts, server, unknown: unknown(text, &FILE) })
 }
 
 impl RawHost {
@@ -134,8 +148,15 @@ impl RawHost {
             client: client(self.client, folder).map_err(bad)?,
         };
         let address = address.map(|text| read_address(text, self.override_path)).transpose().map_err(bad)?;
-        Ok(Host { address, resolves, serves, tls, headers: headers(self.header).map_err(bad)?, line })
+        let dial_timeout = self.dial_timeout.filter(|text| !text.is_empty());
+        let dial_timeout = dial_timeout.map(|text| read_dial_timeout(&text)).transpose().map_err(bad)?;
+        Ok(Host { address, resolves, serves, tls, headers: headers(self.header).map_err(bad)?, dial_timeout, line })
     }
+}
+
+fn read_dial_timeout(text: &str) -> Result<Duration, String> {
+    let parsed = duration::parse(text).filter(|timeout| DIAL.contains(timeout));
+    parsed.ok_or_else(|| format!("dial_timeout {:?} is not a length of time from 1ms to 1h", scrub(text)))
 }
 
 /// `scheme://host[:port][/path]`; without a scheme it is https.
@@ -213,6 +234,7 @@ impl HostsFile {
                 mirror,
                 resolves: host.resolves,
                 serves: host.serves,
+                dial_timeout: host.dial_timeout,
                 place: Some(Place { file: file.clone(), line: host.line }),
                 ..own.clone()
             };
@@ -235,6 +257,11 @@ impl HostsFile {
             let address = host.address.as_ref().filter(|address| address.host == name);
             address.is_some_and(|address| host.tls.unverified || address.scheme == Scheme::Http)
         })
+    }
+
+    /// A sentence for each key that is not known here.
+    pub(super) fn unknown(&self) -> &[String] {
+        &self.unknown
     }
 
     /// Files that this one names.

@@ -15,6 +15,21 @@ use super::{Registries, RegistriesError, conf, hosts};
 /// Most drop-ins, and most hosts with a folder of their own.
 const MAX_FOLDER: usize = 4096;
 
+/// What is to be told of the files, one sentence each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Files that cannot be used.
+    pub bad: Vec<String>,
+    /// Keys that are not known, in files that are used.
+    pub unknown: Vec<String>,
+}
+
+impl Notes {
+    fn unknown(&mut self, path: &Path, told: &[String]) {
+        self.unknown.extend(told.iter().map(|one| format!("{}: {one}", path.display())));
+    }
+}
+
 /// Where the files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
@@ -25,8 +40,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads everything. What is absent is empty. `before` is what was in force; `notes` gets a sentence for each file that
-    /// cannot be used, and `stamps` every file that was looked at.
+    /// Reads everything. What is absent is empty. `before` is what was in force; `notes` gets what is to be
+    /// told, and `stamps` every file that was looked at.
     ///
     /// # Errors
     /// [`RegistriesError::Read`] and [`RegistriesError::Parse`], with the file.
@@ -34,7 +49,7 @@ impl Sources {
         &self,
         before: Option<&Registries>,
         stamps: &mut Stamps,
-        notes: &mut Vec<String>,
+        notes: &mut Notes,
     ) -> Result<Registries, RegistriesError> {
         let mut all = Registries::default();
         // First, so that changes of these are seen even when the rest cannot be read.
@@ -52,6 +67,7 @@ impl Sources {
             }
         }
         for (path, file) in parsed {
+            notes.unknown(&path, &file.unknown);
             all.add(&path, file);
         }
         Ok(all)
@@ -59,16 +75,10 @@ impl Sources {
 }
 
 /// Adds the `hosts.toml` of each folder, unless an earlier root has the same host.
-fn add_hosts(
-    all: &mut Registries,
-    root: &Path,
-    before: Option<&Registries>,
-    stamps: &mut Stamps,
-    notes: &mut Vec<String>,
-) {
+fn add_hosts(all: &mut Registries, root: &Path, before: Option<&Registries>, stamps: &mut Stamps, notes: &mut Notes) {
     let folders = match stamps.list(root, MAX_FOLDER) {
         Ok(folders) => folders,
-        Err(error) => return notes.push(format!("{}: cannot be read: {error}", root.display())),
+        Err(error) => return notes.bad.push(format!("{}: cannot be read: {error}", root.display())),
     };
     for folder in folders {
         let Some(host) = folder.file_name().and_then(|name| name.to_str()).and_then(host_of) else { continue };
@@ -82,13 +92,16 @@ fn add_hosts(
             Ok(Some(bytes)) => hosts::parse(&bytes, &folder),
             Err(error) => Err(format!("cannot be read: {error}")),
         };
+        if let Ok(file) = &parsed {
+            notes.unknown(&path, file.unknown());
+        }
         let parsed = parsed.or_else(|reason| {
             let was = before.and_then(|before| before.hosts.get(&host)).filter(|(file, _)| *file == path);
             if let Some((_, Ok(was))) = was {
-                notes.push(format!("{}: {reason}; what it said before stays in force", path.display()));
+                notes.bad.push(format!("{}: {reason}; what it said before stays in force", path.display()));
                 return Ok(was.clone());
             }
-            notes.push(format!("{}: {reason}; names that it leads are refused", path.display()));
+            notes.bad.push(format!("{}: {reason}; names that it leads are refused", path.display()));
             Err(reason)
         });
         for file in parsed.iter().flat_map(hosts::HostsFile::files) {

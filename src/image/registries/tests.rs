@@ -115,7 +115,7 @@ fn files_are_read_in_order_and_later_ones_win() -> anyhow::Result<()> {
     let folder = dir.path().join("registries.conf.d");
     let file = dir.path().join("registries.conf");
     let sources = Sources { conf: file.clone(), conf_dir: folder.clone(), certs_d: Vec::new() };
-    let load = || sources.load(None, &mut Stamps::default(), &mut Vec::new());
+    let load = || sources.load(None, &mut Stamps::default(), &mut Notes::default());
     assert!(load()?.rules.is_empty());
     std::fs::create_dir(&folder)?;
     std::fs::write(&file, "[[registry]]\nlocation = 'a.lan'\nblocked = true")?;
@@ -260,6 +260,10 @@ fn wrong_hosts_are_refused_without_their_secrets() {
         "[host.'https://a.lan'.header]\nhost = 'canary'",
         "[host.'https://a.lan'.header]\nx = \"canary\\n\"",
         "[host.'https://a.lan'",
+        "dial_timeout = '0s'",
+        "[host.'https://a.lan']\ndial_timeout = '-1s'",
+        "[host.'https://a.lan']\ndial_timeout = '61m'",
+        "[host.'https://a.lan']\ndial_timeout = 5",
     ] {
         let error = hosts(text, "a.lan/x").expect_err(text);
         assert!(!error.contains("canary"), "{error}");
@@ -284,7 +288,7 @@ fn a_bad_hosts_file_concerns_its_host_only_and_leaves_what_it_said() -> anyhow::
         conf_dir: dir.path().join("none"),
         certs_d: vec![first.clone(), second],
     };
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
     let all = sources.load(None, &mut Stamps::default(), &mut notes)?;
     let ask = |all: &Registries, name: &str| -> anyhow::Result<String> {
         Ok(all.endpoints(&Reference::parse(name)?)?.first().map(|place| place.host.clone()).unwrap_or_default())
@@ -292,15 +296,63 @@ fn a_bad_hosts_file_concerns_its_host_only_and_leaves_what_it_said() -> anyhow::
     assert_eq!(ask(&all, "good.lan/x")?, "m.lan");
     assert_eq!(ask(&all, "other.lan/x")?, "default.lan");
     assert!(ask(&all, "b.lan:5000/x").is_err_and(|error| error.to_string().contains("b.lan_5000_/hosts.toml: line 1")));
-    assert!(notes.len() == 1 && notes[0].contains("are refused"), "{notes:?}");
+    assert!(notes.bad.len() == 1 && notes.bad[0].contains("are refused"), "{notes:?}");
     std::fs::write(first.join("good.lan/hosts.toml"), "nonsense")?;
-    notes.clear();
+    notes = Notes::default();
     let next = sources.load(Some(&all), &mut Stamps::default(), &mut notes)?;
     assert_eq!(ask(&next, "good.lan/x")?, "m.lan");
     assert!(
-        notes.iter().any(|note| note.contains("good.lan/hosts.toml") && note.contains("stays in force")),
+        notes.bad.iter().any(|note| note.contains("good.lan/hosts.toml") && note.contains("stays in force")),
         "{notes:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn keys_that_nobody_knows_are_told_with_their_lines() {
+    let text = r#"
+server = "https://a.lan"
+dial_timout = "1s"
+
+[host."https://m.lan"]
+  skip_verfy = true
+  dial_timeout = "1.5s"
+  [host."https://m.lan".header]
+    dial_timout = "a header may have any name"
+
+[host."https://n.lan"]
+  proxy = "http://p.lan:8080"
+  server = "https://not.here"
+"#;
+    let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).expect("a good file");
+    assert_eq!(
+        file.unknown(),
+        [
+            r#"line 3: the key "dial_timout" is not known here and has no effect (near to "dial_timeout")"#,
+            r#"line 6: the key "skip_verfy" is not known here and has no effect (near to "skip_verify")"#,
+            r#"line 12: the key "proxy" is not known here and has no effect"#,
+            r#"line 13: the key "server" is not known here and has no effect"#,
+        ]
+    );
+    let conf = "short-name-mod = 'enforcing'\n[aliases]\n'anything' = 'b.lan/a'\n[[registry]]\nlocation = 'a.lan'\nblockd = true\n[[registry.mirror]]\nlocation = 'b.lan'\npull_from_mirror = 'all'";
+    let told = conf::parse(conf.as_bytes()).expect("a good file").unknown;
+    let lines: Vec<&str> = told.iter().filter_map(|one| one.split(':').next()).collect();
+    assert_eq!(lines, ["line 1", "line 6", "line 9"], "{told:?}");
+    // However many there are.
+    let many: String = (0..1000).map(|n| format!("key{n} = 1\n")).collect();
+    assert_eq!(conf::parse(many.as_bytes()).expect("a good file").unknown.len(), 16);
+}
+
+#[test]
+fn a_host_has_its_own_time_to_connect() -> anyhow::Result<()> {
+    let text = "dial_timeout = '2m'\n[host.'https://m.lan']\ndial_timeout = '250ms'\n[host.'https://n.lan']\n";
+    let mut all = Registries::default();
+    let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).map_err(anyhow::Error::msg)?;
+    all.hosts.insert("a.lan".into(), (Arc::from(Path::new("/certs.d/x/hosts.toml")), Ok(file)));
+    let found = all.endpoints(&Reference::parse("a.lan/x")?)?;
+    let times: Vec<_> = found.iter().map(|place| (place.host.as_str(), place.dial_timeout)).collect();
+    let millis = |n| Some(Duration::from_millis(n));
+    assert_eq!(times, [("m.lan", millis(250)), ("n.lan", None), ("a.lan", millis(120_000))]);
     Ok(())
 }
 

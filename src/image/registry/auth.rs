@@ -194,7 +194,8 @@ impl Authorizer {
         let scope = self.scope(challenge.get("scope"));
         let service = challenge.get("service");
         let host = authority(&realm);
-        let client = session.client(&host, host == session.endpoint.host).await?;
+        let own = host == session.endpoint.host;
+        let client = session.client(&host, own).await?;
         let mut tried = 0;
         loop {
             let request = match self.credentials.as_ref().map(|credentials| &credentials.secret) {
@@ -238,7 +239,7 @@ impl Authorizer {
                         _ => from_status(None, status, asked),
                     }
                 }
-                Ok(Err(error)) => from_send_error(&error),
+                Ok(Err(error)) => from_send_error(&error, session.dial(own)),
                 Err(_) => Failure::Stalled { after: session.patience.progress },
             };
             session.pause(failure, &mut tried).await?;

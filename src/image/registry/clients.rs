@@ -16,7 +16,8 @@ use reqwest::{Certificate, Client, Identity, redirect};
 use crate::image::error::Failure;
 use crate::image::registries::{Registries, Tls};
 
-/// Looking up the host's name and connecting to it.
+/// How long a connection may take to stand, unless `hosts.toml` says otherwise (`dial_timeout`): looking the host's name up,
+/// TCP and TLS together, as a host that takes connections and never shakes hands is as far away as one that takes none.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that nobody uses is kept for the next pull. The pool looks that often only, so up to twice as long.
 /// The requests of one pull follow one another faster, and middleboxes forget connections that idle for longer.
@@ -26,12 +27,15 @@ const MAX_PEM: u64 = 1024 * 1024;
 /// Hosts remembered; past that, all are forgotten and met anew.
 const MAX_CLIENTS: usize = 256;
 
+/// What a client is made for: host, TLS settings, and how long a connection may take to stand.
+type Key = (String, Tls, Duration);
+
 /// The clients of all hosts met so far.
 #[derive(Debug)]
 pub struct Clients {
     certs_d: ArcSwap<Vec<PathBuf>>,
     registries: ArcSwap<Registries>,
-    made: Mutex<HashMap<(String, Tls), Client>>,
+    made: Mutex<HashMap<Key, Client>>,
 }
 
 impl Clients {
@@ -68,14 +72,14 @@ impl Clients {
     ///
     /// # Errors
     /// [`Failure::Tls`] when the host's certificates cannot be used.
-    pub async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls) -> Result<Client, Failure> {
-        let key = (host.to_owned(), tls.clone());
+    pub(super) async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls, dial: Duration) -> Result<Client, Failure> {
+        let key = (host.to_owned(), tls.clone(), dial);
         if let Some(client) = self.locked().get(&key) {
             return Ok(client.clone());
         }
         // Reads the certificates of the system and of the host.
-        let (clients, (name, tls)) = (self.clone(), key.clone());
-        let client = crate::task::blocking(move || clients.build(&name, &tls)).await?;
+        let (clients, wanted) = (self.clone(), key.clone());
+        let client = crate::task::blocking(move || clients.build(&wanted)).await?;
         let mut made = self.locked();
         if made.len() >= MAX_CLIENTS {
             made.clear();
@@ -83,17 +87,17 @@ impl Clients {
         Ok(made.entry(key).or_insert(client).clone())
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<(String, Tls), Client>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Client>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn build(&self, host: &str, tls: &Tls) -> Result<Client, Failure> {
+    fn build(&self, (host, tls, dial): &Key) -> Result<Client, Failure> {
         let mut builder = Client::builder()
             .user_agent(concat!("cricket/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(*dial)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(30));
         let named = |path: &Path, error: io::Error| Failure::Tls(format!("{}: {error}", path.display()));

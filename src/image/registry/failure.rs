@@ -68,14 +68,15 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-pub(super) fn from_send_error(error: &reqwest::Error) -> Failure {
+/// `dial` is how long the connection was allowed to take.
+pub(super) fn from_send_error(error: &reqwest::Error, dial: Duration) -> Failure {
     if is_lookup(error) {
         return Failure::Unresolved(with_cause("no address", error));
     }
-    let doing = if error.is_timeout() {
-        // Looking the name up is a part of it.
-        return Failure::Stalled { after: super::clients::CONNECT_TIMEOUT };
-    } else if error.is_connect() {
+    let doing = if error.is_connect() {
+        if error.is_timeout() {
+            return Failure::Unconnected { after: dial };
+        }
         "no connection"
     } else {
         "the connection broke"

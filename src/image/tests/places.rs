@@ -209,7 +209,11 @@ async fn what_is_told_is_what_is_done() -> anyhow::Result<()> {
     let conf = "[[registry]]\nprefix = 'images.example'\n[[registry.mirror]]\nlocation = 'm.example:5000/x'\ninsecure = true\n";
     let room = Room::new(conf).await?;
     write(&room, "auth.json", &auths(&[("m.example:5000/x", "user")]))?;
-    write(&room, "certs.d/other.example/hosts.toml", "[host.'https://h.example']\ncapabilities = ['pull']\n")?;
+    write(
+        &room,
+        "certs.d/other.example/hosts.toml",
+        "[host.'https://h.example']\ncapabilities = ['pull']\ndial_timeout = '1.5s'\nproxi = 1\n",
+    )?;
     let file = |name: &str| room.dir.path().join(name).display().to_string();
     let found = room.images.explain("images.example/app", None)?;
     assert_eq!(found[0].name, "images.example/app:latest");
@@ -222,7 +226,11 @@ async fn what_is_told_is_what_is_done() -> anyhow::Result<()> {
     assert_eq!((steps.len(), steps[1].url.as_str()), (2, "https://images.example/v2/app"));
     let found = room.images.explain("other.example/app", None)?;
     assert_eq!(found[0].steps[0].place, format!("{}:1", file("certs.d/other.example/hosts.toml")));
-    assert!(found[0].steps[0].notes[0].contains("not asked for tags"));
+    let notes = &found[0].steps[0].notes;
+    assert!(notes[0].contains("1.5s") && notes[0].contains("dial_timeout") && notes[1].contains("not asked for tags"));
+    let told = room.images.unknown_keys();
+    assert!(told.len() == 1 && told[0].contains("other.example/hosts.toml: line 4: the key \"proxi\""), "{told:?}");
+    assert!(room.images.unusable_files().is_empty());
     assert_eq!(found[0].policy.1, "accepted unsigned");
     assert!(!format!("{found:?}").contains("canary"));
     Ok(())
