@@ -17,6 +17,8 @@ use crate::world::World;
 pub enum Answer {
     /// A body with its media type.
     Body(String, Vec<u8>),
+    /// A body that is made as it is sent: a beginning, a part that comes many times, and an end.
+    Repeated { head: Vec<u8>, part: Vec<u8>, times: usize, tail: Vec<u8> },
     /// A status with headers and a text.
     Error(u16, Vec<(String, String)>, String),
     /// The headers promise all of the body, then only this many bytes of it come and the connection stays open.
@@ -137,6 +139,17 @@ async fn converse(
             stream.write_all(response(200, &headers, body.len()).as_bytes()).await?;
             if !silent {
                 stream.write_all(&body).await?;
+            }
+        }
+        Answer::Repeated { head, part, times, tail } => {
+            let length = head.len() + part.len() * times + tail.len();
+            stream.write_all(response(200, &[], length).as_bytes()).await?;
+            if !silent {
+                stream.write_all(&head).await?;
+                for _ in 0..times {
+                    stream.write_all(&part).await?;
+                }
+                stream.write_all(&tail).await?;
             }
         }
         Answer::Error(code, headers, text) => {

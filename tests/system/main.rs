@@ -54,6 +54,7 @@ mod logs;
 mod mounts;
 mod old_kubelet;
 mod pods;
+mod pulls;
 mod security_context;
 mod server;
 mod stats;
