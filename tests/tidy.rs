@@ -237,7 +237,9 @@ fn fuzzing_takes_no_crates_that_the_daemon_and_its_tests_do_not() {
 fn every_test_that_the_list_of_advisories_names_exists() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let list = std::fs::read_to_string(top.join("tests/cves.md")).expect("tests/cves.md");
-    let words = list.split('`').filter(|word| ["cve_", "ghsa_", "conmon_"].iter().any(|start| word.starts_with(start)));
+    let words = list
+        .split('`')
+        .filter(|word| ["cve_", "ghsa_", "conmon_", "containerd_"].iter().any(|start| word.starts_with(start)));
     let named: Vec<&str> = words.collect();
     assert!(named.len() > 30, "tests/cves.md names {} tests only", named.len());
     let all = sources();

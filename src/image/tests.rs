@@ -1,6 +1,8 @@
 //! The image store against registries of our own making, on loopback.
 
 mod access;
+mod advisories;
+mod challenges;
 mod clocks;
 mod collector;
 mod hostile;

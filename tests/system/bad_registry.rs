@@ -20,6 +20,8 @@ crate::once!(
     a_registry_that_stalls,
     status_codes,
     credentials,
+    foreign_hosts,
+    broken_transfers,
     nobody_listens
 );
 
@@ -180,23 +182,95 @@ async fn credentials() -> Result<()> {
     let challenge = vec![("WWW-Authenticate".to_owned(), "Basic realm=\"hostile\"".to_owned())];
     hostile.set("/v2/", Answer::Error(401, challenge.clone(), String::new()));
     hostile.set("/v2/private/manifests/latest", Answer::Error(401, challenge, String::new()));
+    fails_with_a_login(&client, &hostile, "private", &["unauthorized"]).await?;
+    ensure!(!node.log().contains("canary-password"), "the log tells the password");
+    before.assert_same(&node).await
+}
+
+/// A pull with a login for the registry, which must fail with these words.
+async fn fails_with_a_login(client: &Client, hostile: &Hostile, repository: &str, words: &[&str]) -> Result<()> {
+    let name = format!("hostile.example/{repository}:latest");
     let request = cri::PullImageRequest {
-        image: Some(crate::requests::image("hostile.example/private:latest")),
+        image: Some(crate::requests::image(&name)),
         auth: Some(cri::AuthConfig {
             username: "canary-user".into(),
             password: "canary-password".into(),
+            server_address: hostile.address().into(),
             ..Default::default()
         }),
         sandbox_config: None,
     };
-    let message = refused(
-        client.image.clone().pull_image(request).await,
-        &[],
-        &["hostile.example/private:latest", "unauthorized"],
-    )?;
-    ensure!(!message.contains("canary-password"), "the error tells the password: {message}");
-    ensure!(!node.log().contains("canary-password"), "the log tells the password");
+    let mut all = vec![&*name];
+    all.extend(words);
+    let message = refused(client.image.clone().pull_image(request).await, &[], &all).with_context(|| name.clone())?;
+    ensure!(!message.contains("canary"), "the error tells a secret: {message}");
+    ensure!(client.images().await?.is_empty(), "{name} is listed");
+    Ok(())
+}
+
+/// Another host that a registry leads to, by a redirect or by a challenge.
+async fn foreign_hosts() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let foreign = Hostile::start(&node.world).await?;
+    let address = foreign.address().to_owned();
+    let image = Image::of(&tarball(&[Entry::file("file", b"x")]));
+    let login = "Basic Y2FuYXJ5LXVzZXI6Y2FuYXJ5LXBhc3N3b3Jk".to_owned();
+    let private = |answer| Answer::Private(login.clone(), "Basic realm=\"x\"".into(), Box::new(answer));
+
+    // The login is for the registry; the host of the layers gets none, however it asks.
+    hostile.serve("layer", &image);
+    let manifest = Answer::Body(image.manifest_type().into(), image.manifest());
+    hostile.set("/v2/layer/manifests/latest", private(manifest));
+    let to = ("Location".to_owned(), format!("http://{address}/layer?X-Amz-Signature=canary-signature"));
+    hostile.set(blob("layer", &image.layer_digest), private(Answer::Error(307, vec![to], String::new())));
+    for challenge in ["Basic realm=\"x\"".to_owned(), format!("Bearer realm=\"http://{address}/token\"")] {
+        foreign.set("/layer", Answer::Error(401, vec![("WWW-Authenticate".into(), challenge)], String::new()));
+        fails_with_a_login(&client, &hostile, "layer", &["unauthorized"]).await?;
+    }
+    ensure!(foreign.asked("/layer") == 2 && foreign.asked("/token") == 0, "not asked, or asked for a token");
+    ensure!(foreign.headers("authorization").is_empty(), "{:?}", foreign.headers("authorization"));
+    ensure!(hostile.headers("authorization").contains(&login), "the login was not used at all");
+
+    // A token service of the registry's choice: nothing of a node without a login, and not more than a token is read.
+    hostile.serve("token", &image);
+    let challenge = vec![("WWW-Authenticate".to_owned(), format!("Bearer realm=\"http://{address}/token\""))];
+    hostile.set("/v2/token/manifests/latest", Answer::Error(401, challenge, String::new()));
+    let large =
+        Answer::Repeated { head: b"{\"token\":\"".to_vec(), part: vec![b'x'; 1 << 20], times: 100, tail: vec![] };
+    foreign.set("/token", large);
+    fails(&node, &client, &before, "token", &["the token is larger than 262144 bytes"]).await?;
+    // One that sends us on is not followed.
+    let to = vec![("Location".to_owned(), format!("http://{address}/elsewhere"))];
+    foreign.set("/token", Answer::Error(302, to, String::new()));
+    fails(&node, &client, &before, "token", &["redirect"]).await?;
+    // Its token is good for nothing: the registry challenges again.
+    foreign.set("/token", Answer::Body("application/json".into(), b"{\"token\":\"canary-token\"}".to_vec()));
+    let tokens = foreign.asked("/token");
+    fails(&node, &client, &before, "token", &["unauthorized"]).await?;
+    ensure!(foreign.asked("/token") == tokens + 1, "the challenge was answered more than once");
+    ensure!(foreign.asked("/elsewhere") == 0 && foreign.headers("authorization").is_empty(), "a secret left the node");
+    ensure!(!node.log().contains("canary"), "the log tells a secret");
     before.assert_same(&node).await
+}
+
+async fn broken_transfers() -> Result<()> {
+    let (node, client, hostile, before) = hostile_node().await?;
+    let image = Image::of(&tarball(&[Entry::file("file", &[b'x'; 100_000])]));
+    let kind = || "application/octet-stream".to_owned();
+    // Where it breaks, nothing that came before is kept.
+    for (name, some) in [("begun", 0), ("half", image.layer.len() / 2), ("last", image.layer.len() - 1)] {
+        hostile.serve(name, &image);
+        hostile.set(blob(name, &image.layer_digest), Answer::Reset(kind(), image.layer.clone(), some));
+        fails(&node, &client, &before, name, &["the connection broke"]).await?;
+    }
+    hostile.serve("config", &image);
+    hostile.set(blob("config", &image.config_digest), Answer::Reset(kind(), image.config.clone(), 10));
+    fails(&node, &client, &before, "config", &["the connection broke"]).await?;
+    hostile.serve("manifest", &image);
+    let manifest = Answer::Reset(image.manifest_type().into(), image.manifest(), 10);
+    hostile.set("/v2/manifest/manifests/latest", manifest);
+    fails(&node, &client, &before, "manifest", &["the connection broke"]).await?;
+    Ok(())
 }
 
 async fn nobody_listens() -> Result<()> {

@@ -23,8 +23,12 @@ pub enum Answer {
     Error(u16, Vec<(String, String)>, String),
     /// The headers promise all of the body, then only this many bytes of it come and the connection stays open.
     Stall(String, Vec<u8>, usize),
+    /// As [`Answer::Stall`], but the connection is reset.
+    Reset(String, Vec<u8>, usize),
     /// The connection is taken and nothing is ever said.
     Silence,
+    /// For those with this `Authorization`; the others get a 401 with this challenge.
+    Private(String, String, Box<Self>),
 }
 
 type Routes = Arc<Mutex<HashMap<String, Answer>>>;
@@ -33,7 +37,7 @@ type Routes = Arc<Mutex<HashMap<String, Answer>>>;
 pub struct Hostile {
     address: String,
     routes: Routes,
-    /// Method and path of every request, in order.
+    /// The head of every request, in order.
     requests: Arc<Mutex<Vec<String>>>,
     server: tokio::task::JoinHandle<()>,
 }
@@ -90,10 +94,22 @@ impl Hostile {
         self.set(format!("/v2/{repository}/manifests/latest"), Answer::Body(image.manifest_type().into(), manifest));
     }
 
+    /// `host:port`, in the network namespace of the world.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Every value of a header, over all requests.
+    pub fn headers(&self, name: &str) -> Vec<String> {
+        let requests = self.requests.lock().expect("no holder panics");
+        requests.iter().filter_map(|head| header(head, name)).collect()
+    }
+
     /// How often a path was asked for, by any method.
     pub fn asked(&self, path: &str) -> usize {
         let requests = self.requests.lock().expect("no holder panics");
-        requests.iter().filter(|line| line.split(' ').nth(1) == Some(path)).count()
+        let of = |head: &String| head.split(' ').nth(1)?.split('?').next().map(str::to_owned);
+        requests.iter().filter(|head| of(head).as_deref() == Some(path)).count()
     }
 }
 
@@ -126,14 +142,23 @@ async fn converse(
     let mut words = head.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
     let path = target.split('?').next().unwrap_or_default().to_owned();
-    seen.lock().expect("no holder panics").push(format!("{method} {path}"));
+    seen.lock().expect("no holder panics").push(head.clone());
     let answer = routes.lock().expect("no holder panics").get(&path).cloned();
+    let answer = match answer {
+        Some(Answer::Private(wanted, _, answer)) if header(&head, "authorization") == Some(wanted.clone()) => {
+            Some(*answer)
+        }
+        Some(Answer::Private(_, challenge, _)) => {
+            Some(Answer::Error(401, vec![("WWW-Authenticate".into(), challenge)], String::new()))
+        }
+        answer => answer,
+    };
     let answer = answer.unwrap_or_else(|| {
         Answer::Error(404, Vec::new(), r#"{"errors":[{"code":"NAME_UNKNOWN","message":"not here"}]}"#.into())
     });
     let silent = method == "HEAD";
     match answer {
-        Answer::Silence => pause_for_ever().await,
+        Answer::Silence | Answer::Private(..) => pause_for_ever().await,
         Answer::Body(kind, body) => {
             let headers = [("Content-Type".to_owned(), kind), ("Docker-Content-Digest".to_owned(), digest(&body))];
             stream.write_all(response(200, &headers, body.len()).as_bytes()).await?;
@@ -164,8 +189,19 @@ async fn converse(
             stream.flush().await?;
             pause_for_ever().await;
         }
+        Answer::Reset(kind, body, some) => {
+            stream.write_all(response(200, &[("Content-Type".to_owned(), kind)], body.len()).as_bytes()).await?;
+            stream.write_all(&body[..some]).await?;
+            return stream.set_zero_linger();
+        }
     }
     stream.shutdown().await
+}
+
+/// A header of a request's head.
+fn header(head: &str, name: &str) -> Option<String> {
+    let lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
 }
 
 async fn pause_for_ever() {

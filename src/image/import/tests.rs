@@ -170,6 +170,51 @@ async fn broken_archives_are_refused_and_leave_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Members without end: of a sparse file, and of an archive that packs well. The documents of an archive are read up to their
+/// caps, so neither costs memory; what an archive packs goes to disk.
+#[tokio::test]
+async fn cve_2023_25153_members_of_an_archive_have_an_end() -> anyhow::Result<()> {
+    let image = TestImage::new("large");
+    let files = layout(&[(&image, None)]);
+    let large = 1 << 30;
+    for (member, want) in [
+        ("index.json".to_owned(), "larger than 4194304 bytes"),
+        (blob_path(&Digest::of(&image.index)), "the manifest"),
+        (blob_path(&image.id()), "the image config"),
+    ] {
+        let room = Room::new("").await?;
+        let folder = write_folder(&room, &files);
+        std::fs::File::options().write(true).open(folder.join(&member))?.set_len(large)?;
+        let error = room.images.import(&folder, None).await.expect_err(&member).to_string();
+        assert!(error.contains(want), "{member}: {error}");
+        room.assert_clean().await;
+        // The same as a tar, whose last member is as long as its header says, with a hole for content.
+        let rest: Files = files.iter().filter(|(name, _)| *name != member).cloned().collect();
+        let mut bytes = tar(&rest);
+        bytes.truncate(bytes.len() - 1024);
+        let mut header = tar::Header::new_gnu();
+        header.set_path(&member)?;
+        header.set_size(large);
+        header.set_mode(0o644);
+        header.set_cksum();
+        bytes.extend(header.as_bytes());
+        let path = write(&room, "large.tar", &bytes);
+        let length = u64::try_from(bytes.len())?;
+        std::fs::File::options().write(true).open(&path)?.set_len(length + large + 1024)?;
+        let error = room.images.import(&path, None).await.expect_err(&member).to_string();
+        assert!(error.contains(want), "{member}: {error}");
+        room.assert_clean().await;
+    }
+    // A little that unpacks to 16 MiB of spaces where an index should be.
+    let packed = gzip(&tar(&vec![("index.json".into(), vec![b' '; 16 << 20])]));
+    assert!(packed.len() < 1 << 20, "{}", packed.len());
+    let room = Room::new("").await?;
+    let error = room.images.import(&write(&room, "a.tar.gz", &packed), None).await.expect_err("no index").to_string();
+    assert!(error.contains("larger than 4194304 bytes"), "{error}");
+    room.assert_clean().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_folder_leads_nowhere_else() -> anyhow::Result<()> {
     let image = TestImage::new("links");

@@ -195,6 +195,13 @@ impl Authorizer {
         let service = challenge.get("service");
         let host = authority(&realm);
         let own = host == session.endpoint.host;
+        if !own && self.credentials.is_some() {
+            tracing::info!(
+                registry = session.endpoint.host,
+                token_service = host,
+                "the login of a registry goes to a token service on another host"
+            );
+        }
         let client = session.client(&host, own).await?;
         let mut tried = 0;
         loop {
@@ -382,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_service_must_be_as_safe_as_its_registry() {
+    fn cve_2019_10214_a_token_service_must_be_as_safe_as_its_registry() {
         for (realm, secure, insecure, good) in [
             ("https://auth.lan/token", true, false, true),
             ("http://auth.lan/token", true, false, false),

@@ -261,7 +261,7 @@ async fn pull_among_canaries() -> anyhow::Result<String> {
 const TALKATIVE: &str = "CRICKET_TEST_TALKATIVE";
 
 #[tokio::test]
-#[ignore = "run by no_secret_reaches_an_error_or_the_log, in a process of its own"]
+#[ignore = "run by containerd_5453_no_secret_reaches_an_error_or_the_log, in a process of its own"]
 async fn a_talkative_pull() -> anyhow::Result<()> {
     if std::env::var_os(TALKATIVE).is_some() {
         let all = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
@@ -273,7 +273,7 @@ async fn a_talkative_pull() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn no_secret_reaches_an_error_or_the_log() -> anyhow::Result<()> {
+async fn containerd_5453_no_secret_reaches_an_error_or_the_log() -> anyhow::Result<()> {
     // Which events are logged is remembered for the whole process, so beside other tests a log has gaps.
     let test = concat!(module_path!(), "::a_talkative_pull").trim_start_matches("cricket::");
     let output = exec::run(Exec {

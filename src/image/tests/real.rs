@@ -171,7 +171,7 @@ async fn a_private_authority_and_a_client_certificate() -> anyhow::Result<()> {
 
 #[tokio::test]
 #[ignore = "needs docker-registry"]
-async fn a_plain_http_token_service_of_a_tls_registry_gets_nothing() -> anyhow::Result<()> {
+async fn cve_2019_10214_a_plain_http_token_service_of_a_tls_registry_gets_nothing() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     certificates(dir.path()).await?;
     let service = Registry::start(|_| Reply::new(200, r#"{"token":"x"}"#)).await;

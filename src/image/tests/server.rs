@@ -44,11 +44,15 @@ pub(crate) struct Reply {
     pub gate: Option<Arc<Semaphore>>,
     /// The `Content-Length` to claim.
     pub length: Option<usize>,
+    /// Send the body again and again without a length, until the client goes.
+    pub endless: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Then {
     Close,
+    /// As a machine that fell over and came back: the connection is reset.
+    Reset,
     Hang,
     /// A byte at a time, with pauses.
     Drip,
@@ -151,13 +155,20 @@ async fn serve(
         gate.acquire().await.ok()?.forget();
     }
     let mut text = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
-    text.push_str(&format!("content-length: {}\r\n", reply.length.unwrap_or(reply.body.len())));
+    if !reply.endless {
+        text.push_str(&format!("content-length: {}\r\n", reply.length.unwrap_or(reply.body.len())));
+    }
     for (name, value) in &reply.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
     stream.write_all(format!("{text}\r\n").as_bytes()).await.ok()?;
     if request.method == "HEAD" {
         return stream.shutdown().await.ok();
+    }
+    if reply.endless {
+        loop {
+            stream.write_all(&reply.body).await.ok()?;
+        }
     }
     let (part, then) = reply.cut.unwrap_or((reply.body.len(), Then::Close));
     stream.write_all(&reply.body[..part.min(reply.body.len())]).await.ok()?;
@@ -167,6 +178,10 @@ async fn serve(
             stream.write_all(std::slice::from_ref(byte)).await.ok()?;
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
+    }
+    if matches!(then, Then::Reset) {
+        stream.set_zero_linger().ok()?;
+        return None;
     }
     if matches!(then, Then::Hang) {
         // Until the client has had enough.
