@@ -110,7 +110,7 @@ impl Session {
     }
 
     /// The client for the registry itself, or for a host that it sent us to.
-    async fn client(&self, host: &str, own: bool) -> Result<reqwest::Client, Failure> {
+    async fn client(&self, host: &str, own: bool) -> Result<clients::Made, Failure> {
         let dial = self.dial(own);
         if own {
             return self.clients.for_host(host, &self.endpoint.tls, dial).await;
@@ -359,16 +359,16 @@ impl Session {
         url.set_path(&format!("{}{path}", base.path()));
         for _ in 0..=MAX_REDIRECTS {
             let own = same_origin(base, &url);
-            let client = self.client(&authority(&url), own).await?;
+            let made = self.client(&authority(&url), own).await?;
             let mut all = if own { self.endpoint.headers.clone() } else { HeaderMap::new() };
             all.extend(headers.clone());
             if let Some(value) = authorization.filter(|_| own) {
                 all.insert(AUTHORIZATION, value.clone());
             }
-            let request = client.request(method.clone(), url.clone()).headers(all);
+            let request = made.client.request(method.clone(), url.clone()).headers(all);
             let response = match tokio::time::timeout(self.patience.progress, request.send()).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(from_send_error(&error, self.dial(own))),
+                Ok(Err(error)) => return Err(from_send_error(&error, self.dial(own), made.identity.as_deref())),
                 Err(_) => return Err(Failure::Stalled { after: self.patience.progress }),
             };
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 use super::auth_file::Login;
 use super::failure::{from_send_error, from_status, retry_after};
-use super::{Session, authority};
+use super::{Session, authority, clients};
 use crate::image::error::Failure;
 use crate::image::reference::DOCKER_HUB;
 use crate::image::registries::Endpoint;
@@ -202,7 +202,7 @@ impl Authorizer {
                 "the login of a registry goes to a token service on another host"
             );
         }
-        let client = session.client(&host, own).await?;
+        let clients::Made { client, identity } = session.client(&host, own).await?;
         let mut tried = 0;
         loop {
             let request = match self.credentials.as_ref().map(|credentials| &credentials.secret) {
@@ -246,7 +246,7 @@ impl Authorizer {
                         _ => from_status(None, status, asked),
                     }
                 }
-                Ok(Err(error)) => from_send_error(&error, session.dial(own)),
+                Ok(Err(error)) => from_send_error(&error, session.dial(own), identity.as_deref()),
                 Err(_) => Failure::Stalled { after: session.patience.progress },
             };
             session.pause(failure, &mut tried).await?;

@@ -30,12 +30,19 @@ const MAX_CLIENTS: usize = 256;
 /// What a client is made for: host, TLS settings, and how long a connection may take to stand.
 type Key = (String, Tls, Duration);
 
+/// A client, and the file of the certificate that it shows.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    pub client: Client,
+    pub identity: Option<Arc<Path>>,
+}
+
 /// The clients of all hosts met so far.
 #[derive(Debug)]
 pub struct Clients {
     certs_d: ArcSwap<Vec<PathBuf>>,
     registries: ArcSwap<Registries>,
-    made: Mutex<HashMap<Key, Client>>,
+    made: Mutex<HashMap<Key, Made>>,
 }
 
 impl Clients {
@@ -72,26 +79,26 @@ impl Clients {
     ///
     /// # Errors
     /// [`Failure::Tls`] when the host's certificates cannot be used.
-    pub(super) async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls, dial: Duration) -> Result<Client, Failure> {
+    pub(super) async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls, dial: Duration) -> Result<Made, Failure> {
         let key = (host.to_owned(), tls.clone(), dial);
-        if let Some(client) = self.locked().get(&key) {
-            return Ok(client.clone());
+        if let Some(made) = self.locked().get(&key) {
+            return Ok(made.clone());
         }
         // Reads the certificates of the system and of the host.
         let (clients, wanted) = (self.clone(), key.clone());
-        let client = crate::task::blocking(move || clients.build(&wanted)).await?;
-        let mut made = self.locked();
-        if made.len() >= MAX_CLIENTS {
-            made.clear();
+        let made = crate::task::blocking(move || clients.build(&wanted)).await?;
+        let mut all = self.locked();
+        if all.len() >= MAX_CLIENTS {
+            all.clear();
         }
-        Ok(made.entry(key).or_insert(client).clone())
+        Ok(all.entry(key).or_insert(made).clone())
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Client>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn build(&self, (host, tls, dial): &Key) -> Result<Client, Failure> {
+    fn build(&self, (host, tls, dial): &Key) -> Result<Made, Failure> {
         let mut builder = Client::builder()
             .user_agent(concat!("cricket/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -116,25 +123,31 @@ impl Clients {
                 all.push((folder, found));
             }
         }
-        let mut identified = false;
+        let mut shown: Option<Arc<Path>> = None;
         for (path, found) in all {
             let bad = |what: &str| Failure::Tls(format!("{}: a {what} for {host} is not valid PEM", path.display()));
             let mut authorities = Vec::new();
             for pem in &found.authorities {
-                authorities.extend(Certificate::from_pem_bundle(pem).map_err(|_| bad("certificate authority"))?);
+                let read = Certificate::from_pem_bundle(pem).ok().filter(|read| !read.is_empty());
+                authorities.extend(read.ok_or_else(|| bad("certificate authority"))?);
             }
             if !authorities.is_empty() {
                 builder = builder.tls_certs_merge(authorities);
             }
-            if let Some(pem) = found.identity.filter(|_| !identified) {
+            if let Some(pem) = found.identity.filter(|_| shown.is_none()) {
                 builder = builder.identity(Identity::from_pem(&pem).map_err(|_| bad("client certificate or key"))?);
-                identified = true;
+                shown = Some(path.as_path().into());
             }
         }
         if tls.unverified {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
-        builder.build().map_err(|_| Failure::Tls("the TLS library refuses its settings".to_owned()))
+        let refused = |_| match &shown {
+            Some(path) => format!("{}: the client certificate for {host} and its key do not fit", path.display()),
+            None => "the TLS library refuses its settings".to_owned(),
+        };
+        let client = builder.build().map_err(|error| Failure::Tls(refused(error)))?;
+        Ok(Made { client, identity: shown })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a server or the network did, in words that hold nothing of theirs but a status and well-known codes.
 
 use std::error::Error as _;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
@@ -30,6 +31,9 @@ const CODES: [&str; 18] = [
     "UNKNOWN",
     "UNSUPPORTED",
 ];
+
+/// How rustls begins the text of an alert; the HTTP library hides its type.
+const ALERT: &str = "received fatal alert";
 
 #[derive(Deserialize)]
 struct Body {
@@ -68,8 +72,8 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// `dial` is how long the connection was allowed to take.
-pub(super) fn from_send_error(error: &reqwest::Error, dial: Duration) -> Failure {
+/// `dial` is how long the connection was allowed to take, `identity` the file of the certificate that was shown.
+pub(super) fn from_send_error(error: &reqwest::Error, dial: Duration, identity: Option<&Path>) -> Failure {
     if is_lookup(error) {
         return Failure::Unresolved(with_cause("no address", error));
     }
@@ -81,7 +85,13 @@ pub(super) fn from_send_error(error: &reqwest::Error, dial: Duration) -> Failure
     } else {
         "the connection broke"
     };
-    Failure::Connection(with_cause(doing, error))
+    let mut text = with_cause(doing, error);
+    // With TLS 1.3 a server refuses a certificate after the handshake, by an alert that the end of the connection may
+    // overtake. Which certificate it means, only we know.
+    if let Some(path) = identity.filter(|_| !error.is_connect() || text.contains(ALERT)) {
+        text.push_str(&format!("; the client certificate shown is {}", path.display()));
+    }
+    Failure::Connection(text)
 }
 
 pub(super) fn from_body_error(error: &reqwest::Error) -> Failure {

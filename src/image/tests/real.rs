@@ -169,6 +169,84 @@ async fn a_private_authority_and_a_client_certificate() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes `hosts.toml` of a host, and pulls `app:v1` of it.
+async fn pull_under(room: &Room, host: &str, toml: &str) -> Result<Digest, String> {
+    let folder = room.dir.path().join("certs.d").join(host);
+    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    std::fs::write(folder.join("hosts.toml"), toml).map_err(|error| error.to_string())?;
+    room.images.remove(&format!("{host}/app:v1")).await.map_err(|error| error.to_string())?;
+    room.pull(&format!("{host}/app:v1")).await.map(|record| record.id.clone()).map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn hosts_toml_brings_authorities_and_client_certificates() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path()).await?;
+    // Another authority, that the server knows nothing of, with a certificate that could be a client's.
+    let other = tempfile::tempdir()?;
+    certificates(other.path()).await?;
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (cert, key, ca) = (path("server.crt"), path("server.key"), path("ca.crt"));
+    let plain = Real::start(dir, "", "").await?;
+    let image = TestImage::new("hosts");
+    plain.push(&image).await?;
+    let Real { dir, .. } = plain;
+    let tls = format!("  tls:\n    certificate: {cert}\n    key: {key}\n    clientcas:\n      - {ca}\n");
+    let registry = Real::start(dir, &tls, "").await?;
+    let host = registry.host.clone();
+    let room = Room::new("").await?;
+    let folder = room.dir.path().join("certs.d").join(&host);
+    std::fs::create_dir_all(&folder)?;
+    // Under endings that are not looked for in folders: what counts here is the file that names them.
+    for (from, to) in [(&cert, "own.pem"), (&key, "own-key.pem"), (&ca, "root.pem")] {
+        std::fs::copy(from, folder.join(to))?;
+    }
+    std::fs::copy(other.path().join("server.crt"), folder.join("other.pem"))?;
+    std::fs::copy(other.path().join("server.key"), folder.join("other-key.pem"))?;
+    std::fs::write(folder.join("both.pem"), [std::fs::read(&cert)?, std::fs::read(&key)?].concat())?;
+    std::fs::write(folder.join("no.pem"), "no certificate")?;
+
+    let pair = "client = [['own.pem', 'own-key.pem']]";
+    for good in [
+        format!("ca = 'root.pem'\n{pair}"),
+        format!("ca = ['{}']\nclient = 'both.pem'", folder.join("root.pem").display()),
+        "ca = 'root.pem'\nclient = ['both.pem']".to_owned(),
+        "ca = 'root.pem'\nclient = [['both.pem', '']]".to_owned(),
+        // Not verified, but the client is.
+        format!("skip_verify = true\n{pair}"),
+        // The same for a host of the file.
+        format!("[host.'https://{host}']\nca = 'root.pem'\n{pair}"),
+    ] {
+        assert_eq!(pull_under(&room, &host, &good).await.as_ref(), Ok(&image.id()), "{good}");
+    }
+    let file = |name: &str| folder.join(name).display().to_string();
+    for (bad, want) in [
+        (pair.to_owned(), vec!["invalid peer certificate".to_owned()]),
+        // An alert, or only the end of the connection, by which comes first.
+        ("ca = 'root.pem'".to_owned(), vec!["the connection broke: ".to_owned()]),
+        // Of an authority that the server does not know: only we know which file that was.
+        (
+            "ca = 'root.pem'\nclient = [['other.pem', 'other-key.pem']]".to_owned(),
+            vec!["the connection broke: ".to_owned(), file("other.pem")],
+        ),
+        (
+            "ca = 'root.pem'\nclient = [['own.pem', 'other-key.pem']]".to_owned(),
+            vec!["do not fit".to_owned(), file("own.pem")],
+        ),
+        ("ca = 'root.pem'\nclient = 'own.pem'".to_owned(), vec!["not valid PEM".to_owned(), file("own.pem")]),
+        ("ca = 'root.pem'\nclient = 'absent.pem'".to_owned(), vec!["No such file".to_owned(), file("absent.pem")]),
+        (format!("ca = 'no.pem'\n{pair}"), vec!["not valid PEM".to_owned(), file("no.pem")]),
+        (format!("ca = 'absent.pem'\n{pair}"), vec!["No such file".to_owned(), file("absent.pem")]),
+    ] {
+        let error = pull_under(&room, &host, &bad).await.expect_err(&bad);
+        assert!(error.contains(&host) && want.iter().all(|want| error.contains(want)), "{bad}: {want:?}: {error}");
+        room.assert_clean().await;
+    }
+    drop(registry.dir);
+    Ok(())
+}
+
 #[tokio::test]
 #[ignore = "needs docker-registry"]
 async fn cve_2019_10214_a_plain_http_token_service_of_a_tls_registry_gets_nothing() -> anyhow::Result<()> {
