@@ -180,11 +180,11 @@ impl Builtin {
         }
     }
 
-    /// Everything of a pod but its lease.
+    /// Everything of a pod but its lease. Its elements come first: from the first frame on they say what the pod may send.
     fn wire(&self, node: node::Prepared, lease: &Lease, pod: &Pod) -> Result<(), BuiltinError> {
-        self.plug(node, lease, pod)?;
-        self.stopped()?;
         locked(&self.tables).add(&pod.sandbox_id, rules::pod(lease, &pod.ports))?;
+        self.stopped()?;
+        self.plug(node, lease, pod)?;
         self.stopped()?;
         // Whoever sent to the port while nobody had it would go on to reach nobody.
         if pod.ports.iter().any(|port| port.transport == Transport::Udp) {
@@ -208,12 +208,14 @@ impl Builtin {
             links.make_pair(&lease.link, node.bridge, &inside)?;
         }
         self.stopped()?;
+        sysctl::port(&lease.link);
+        // Before the inside: a link that comes up when its other end is has its link-local address at once.
+        links.dress_port(&lease.link, &pod.name)?;
+        self.stopped()?;
         enter_net(&pod.netns, || -> Result<(), BuiltinError> {
             sysctl::inside(lease.addresses.iter().any(|own| own.address.is_ipv6()))?;
             Ok(link::furnish_inside(&lease.addresses)?)
         })??;
-        self.stopped()?;
-        links.dress_port(&lease.link, &pod.name)?;
         if pod.limits != Limits::default() {
             bandwidth::limit(&mut links, &lease.link, &queue_name(&lease.sandbox_id), pod.limits)?;
         }

@@ -96,6 +96,14 @@ impl NetlinkError {
         }
     }
 
+    /// Says what was refused, of several things.
+    fn about(self, what: String) -> Self {
+        match self {
+            Self::Refused { said, source, .. } => Self::Refused { what, said, source },
+            other => other,
+        }
+    }
+
     /// Whether what was asked about does not exist.
     #[must_use]
     pub fn is_missing(&self) -> bool {
@@ -160,6 +168,42 @@ impl Socket {
         let mut found = Vec::new();
         self.receive(what, sequence, |piece| found.extend_from_slice(piece.payload)).map_err(|(error, _)| error)?;
         Ok(found)
+    }
+
+    /// Asks for several things to be done one after the other, each with the beginning of its error. They go to the kernel at
+    /// once, so a refusal keeps none of them back.
+    ///
+    /// # Errors
+    /// The first refusal, or that the kernel could not be asked.
+    pub fn requests(&mut self, requests: Vec<(String, Message)>) -> Result<(), NetlinkError> {
+        let mut bytes = Vec::new();
+        let mut asked = Vec::new();
+        for (what, message) in requests {
+            let sequence = self.next();
+            bytes.extend_from_slice(&message.finish(NLM_F_REQUEST | NLM_F_ACK, sequence));
+            asked.push((what, sequence));
+        }
+        let Some((first, last)) = asked.first().zip(asked.last()).map(|(first, last)| (first.0.clone(), last.1)) else {
+            return Ok(());
+        };
+        self.send(&first, &bytes)?;
+        self.receive(&first, last, |_| {}).map_err(|(error, refused)| {
+            self.drain();
+            let what = asked.into_iter().find(|(_, sequence)| *sequence == refused).map_or(first, |(what, _)| what);
+            error.about(what)
+        })
+    }
+
+    /// The index of a link. Other than the link's whole description it costs next to nothing.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
+        rustix::net::netdevice::name_to_index(&self.fd, name).map_err(|errno| NetlinkError::Refused {
+            what: format!("link {name}"),
+            said: String::new(),
+            source: errno.into(),
+        })
     }
 
     /// Sends a batch as one transaction: all of it is done or nothing. The last message but one must ask for an answer, which
@@ -335,6 +379,20 @@ mod tests {
         let error = socket.answer("link no-such-link", message).unwrap_err();
         assert!(error.is_missing(), "{error:?}");
         assert!(error.to_string().starts_with("link no-such-link"), "{error}");
+    }
+
+    #[test]
+    fn of_several_requests_the_refused_one_is_named() {
+        let mut socket = Socket::open(Family::Route).unwrap();
+        let ask = |name: &str| (format!("link {name}"), Message::new(18, 0, &[0; 16]).string(3, name));
+        socket.requests(vec![ask("lo"), ask("lo")]).unwrap();
+        let error = socket.requests(vec![ask("lo"), ask("no-such-link"), ask("lo")]).unwrap_err();
+        assert!(error.is_missing() && error.to_string().starts_with("link no-such-link"), "{error:?}");
+        // Nothing of the answers is left in the way of the next request.
+        socket.request("link lo", ask("lo").1).unwrap();
+        assert!(socket.requests(Vec::new()).is_ok());
+        assert_eq!(socket.link_index("lo").unwrap(), 1);
+        assert!(socket.link_index("no-such-link").unwrap_err().is_missing());
     }
 
     #[test]

@@ -43,6 +43,8 @@ const IFLA_IFALIAS: u16 = 20;
 const ALIAS_MAX: usize = 255;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -149,19 +151,26 @@ impl Links {
         self.socket.request(&format!("bridge {BRIDGE}"), message)
     }
 
-    /// Makes a pod's link: one end on the bridge and up, the other inside, with its MAC and still down.
+    /// Makes a pod's link: one end on the bridge, the other inside with its MAC, and both still down.
+    ///
+    /// Each end has one queue, as a pair always has in use: made with one for each processor, the kernel would take the others out of
+    /// use again, and wait for a grace period at each end while nobody else can change a link.
     ///
     /// # Errors
     /// When the kernel refuses: one of the names is taken, say.
     pub fn make_pair(&mut self, name: &str, bridge: u32, inside: &Inside<'_>) -> Result<(), NetlinkError> {
         let peer = |peer: Message| {
             peer.string(IFLA_IFNAME, INSIDE)
+                .ne32(IFLA_NUM_TX_QUEUES, 1)
+                .ne32(IFLA_NUM_RX_QUEUES, 1)
                 .bytes(IFLA_ADDRESS, &inside.mac)
                 .ne32(IFLA_MTU, inside.mtu)
                 .ne32(IFLA_NET_NS_FD, u32::try_from(inside.netns.as_raw_fd()).unwrap_or(u32::MAX))
         };
-        let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &link_header(0, IFF_UP))
+        let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &link_header(0, 0))
             .string(IFLA_IFNAME, name)
+            .ne32(IFLA_NUM_TX_QUEUES, 1)
+            .ne32(IFLA_NUM_RX_QUEUES, 1)
             .ne32(IFLA_MTU, inside.mtu)
             .ne32(IFLA_GROUP, GROUP)
             .ne32(IFLA_MASTER, bridge)
@@ -172,13 +181,13 @@ impl Links {
         self.socket.request(&format!("link {name}"), message)
     }
 
-    /// Lets a pod reach itself through the bridge, and notes whose link it is where `ip link` shows it: `alias`, of which the
+    /// Sets the bridge's end up, lets a pod reach itself through the bridge, and notes whose link it is where `ip link` shows it: `alias`, of which the
     /// kernel takes 255 bytes.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn dress_port(&mut self, name: &str, alias: &str) -> Result<(), NetlinkError> {
-        let message = Message::new(RTM_NEWLINK, 0, &link_header(0, 0))
+        let message = Message::new(RTM_NEWLINK, 0, &link_header(0, IFF_UP))
             .string(IFLA_IFNAME, name)
             .bytes(IFLA_IFALIAS, alias_of(alias).as_bytes())
             .nest(IFLA_LINKINFO, |info| {
@@ -252,7 +261,8 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_up(&mut self, link: u32) -> Result<(), NetlinkError> {
-        self.socket.request("link", Message::new(RTM_NEWLINK, 0, &link_header(link, IFF_UP)))
+        let (what, message) = set_up(link);
+        self.socket.request(&what, message)
     }
 
     /// Gives a link an address with its subnet's prefix; fine when it has it.
@@ -260,13 +270,8 @@ impl Links {
     /// # Errors
     /// When the kernel refuses.
     pub fn add_address(&mut self, link: u32, address: IpAddr, subnet: Subnet) -> Result<(), NetlinkError> {
-        let header = address_header(link, address, subnet.prefix());
-        let mut message = with_ip(Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &header), IFA_LOCAL, address);
-        message = with_ip(message, IFA_ADDRESS, address);
-        if subnet.is_ipv4() {
-            message = with_ip(message, IFA_BROADCAST, subnet.last());
-        }
-        self.socket.request(&format!("address {address}/{}", subnet.prefix()), message)
+        let (what, message) = add_address(link, address, subnet);
+        self.socket.request(&what, message)
     }
 
     /// Takes an address away; fine when it is gone.
@@ -296,17 +301,6 @@ impl Links {
                 found.extend(address.filter(|address| !local(address)).map(|address| (address, payload[1])));
             }
         })
-    }
-
-    /// A default route.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn add_default_route(&mut self, link: u32, gateway: IpAddr) -> Result<(), NetlinkError> {
-        let family = if gateway.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        let header = [family_byte(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0];
-        let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header).ne32(RTA_OIF, link);
-        self.socket.request(&format!("default route via {gateway}"), with_ip(message, RTA_GATEWAY, gateway))
     }
 
     /// The unicast routes of the main table, of both families.
@@ -343,13 +337,11 @@ pub struct Inside<'a> {
 /// When the kernel refuses a step.
 pub fn furnish_inside(addresses: &[Address]) -> Result<(), NetlinkError> {
     let mut links = Links::open()?;
-    let missing = || NetlinkError::Malformed { what: format!("link {INSIDE} of the pod") };
-    let index = links.find(INSIDE)?.ok_or_else(missing)?.index;
-    for address in addresses {
-        links.add_address(index, address.address, address.subnet)?;
-    }
-    links.set_up(index)?;
-    addresses.iter().try_for_each(|address| links.add_default_route(index, address.subnet.gateway()))
+    let index = links.socket.link_index(INSIDE)?;
+    let mut requests: Vec<_> = addresses.iter().map(|own| add_address(index, own.address, own.subnet)).collect();
+    requests.push(set_up(index));
+    requests.extend(addresses.iter().map(|own| add_default_route(index, own.subnet.gateway())));
+    links.socket.requests(requests)
 }
 
 /// Whether the pod's end is there, from within the pod's namespace.
@@ -358,6 +350,30 @@ pub fn furnish_inside(addresses: &[Address]) -> Result<(), NetlinkError> {
 /// When the kernel refuses.
 pub fn is_inside() -> Result<bool, NetlinkError> {
     Ok(Links::open()?.find(INSIDE)?.is_some())
+}
+
+/// A request, and what an error begins with.
+type Request = (String, Message);
+
+fn set_up(link: u32) -> Request {
+    (format!("link {link}"), Message::new(RTM_NEWLINK, 0, &link_header(link, IFF_UP)))
+}
+
+fn add_address(link: u32, address: IpAddr, subnet: Subnet) -> Request {
+    let header = address_header(link, address, subnet.prefix());
+    let mut message = with_ip(Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &header), IFA_LOCAL, address);
+    message = with_ip(message, IFA_ADDRESS, address);
+    if subnet.is_ipv4() {
+        message = with_ip(message, IFA_BROADCAST, subnet.last());
+    }
+    (format!("address {address}/{}", subnet.prefix()), message)
+}
+
+fn add_default_route(link: u32, gateway: IpAddr) -> Request {
+    let family = if gateway.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let header = [family_byte(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0];
+    let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header).ne32(RTA_OIF, link);
+    (format!("default route via {gateway}"), with_ip(message, RTA_GATEWAY, gateway))
 }
 
 fn alias_of(pod: &str) -> &str {

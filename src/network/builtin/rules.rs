@@ -268,6 +268,10 @@ const ICMPV6: [u8; 1] = [58];
 const ROUTER_ADVERTISEMENT: [u8; 1] = [134];
 const NEIGHBOUR_ADVERTISEMENT: [u8; 1] = [136];
 const REDIRECT: [u8; 1] = [137];
+/// Version 2 of multicast listener reports.
+const MULTICAST_REPORT: [u8; 1] = [143];
+/// How groups of one link begin, without the flags: ff02::/16.
+const LINK_SCOPE: [u8; 2] = [0xff, 0x02];
 
 /// What a pod may send: frames from its MAC, packets from its addresses, ARP and neighbour advertisements for its addresses,
 /// and no router advertisements.
@@ -294,6 +298,22 @@ fn frame_rules() -> Vec<Message> {
     }
     for kind in [&ROUTER_ADVERTISEMENT, &REDIRECT] {
         rule(&[&icmp(kind)[..], &[E::Drop]].concat());
+    }
+    // Every pod that comes reports the groups by which neighbours look for it (RFC 3810), and the bridge would carry that to
+    // all others, for whom it means nothing: with 500 pods, most of what a new one costs. Reports of wider groups pass.
+    let report = icmp(&MULTICAST_REPORT);
+    let equal = |value| E::Equal { from: 0, value };
+    for records in [&[0, 1], &[0, 2]] {
+        let (one, link_scope) = (load(nft::TRANSPORT, 6, 2, 0), load(nft::TRANSPORT, 12, 2, 0));
+        let mut steps = report.to_vec();
+        steps.extend([one, equal(records), link_scope, equal(&LINK_SCOPE)]);
+        if records[1] == 2 {
+            // The second record begins behind 20 bytes of the first, which names no sources and has nothing else in it.
+            let (sizes, second) = (load(nft::TRANSPORT, 9, 3, 0), load(nft::TRANSPORT, 32, 2, 0));
+            steps.extend([sizes, equal(&[0; 3]), second, equal(&LINK_SCOPE)]);
+        }
+        steps.push(E::Drop);
+        rule(&steps);
     }
     let target = [link.clone(), load(nft::TRANSPORT, 8, 16, after), in_set("own6", true), E::Drop];
     rule(&[&icmp(&NEIGHBOUR_ADVERTISEMENT)[..], &target].concat());

@@ -1,8 +1,10 @@
 //! The kernel's settings that the pod network needs, by `/proc/sys/net`, which shows those of the calling thread's network
 //! namespace.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
 
 use super::link::{BRIDGE, INSIDE};
 
@@ -90,16 +92,38 @@ pub fn bridge(v4: bool, v6: bool) -> Result<(), SysctlError> {
 /// When a setting cannot be changed.
 pub fn inside(v6: bool) -> Result<(), SysctlError> {
     let dir = format!("net/ipv6/conf/{INSIDE}");
-    if !Path::new("/proc/sys").join(&dir).exists() {
-        return Ok(());
-    }
-    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")] {
-        ensure(&format!("{dir}/{key}"), value)?;
-    }
-    if v6 {
-        ensure(&format!("{dir}/disable_ipv6"), "0")?;
+    // Looked up once: a walk through /proc/sys asks every table on the way which namespace the caller is in.
+    let Ok(conf) = std::fs::File::open(Path::new("/proc/sys").join(&dir)) else {
+        return Ok(()); // no IPv6
+    };
+    let enable = v6.then_some(("disable_ipv6", "0"));
+    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")].into_iter().chain(enable) {
+        ensure_at(&conf, key, value).map_err(|source| refused(&format!("{dir}/{key}"), value, source.into()))?;
     }
     Ok(())
+}
+
+/// The bridge's end of a pod's link: it carries frames and needs no IPv6 address of its own, which the kernel would give it, with
+/// routes in the node's tables. They grow with the pods, and each change of a link walks through all of them.
+///
+/// A setting that cannot be changed is left: the network is slower by it, not wrong.
+pub fn port(link: &str) {
+    let path = Path::new("/proc/sys/net/ipv6/conf").join(link).join("disable_ipv6");
+    if let Err(error) = std::fs::OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"1")) {
+        tracing::debug!(link, %error, "IPv6 stays on for the bridge's end of a pod's link");
+    }
+}
+
+/// As [`ensure`], for a setting of a folder that is open.
+fn ensure_at(dir: &std::fs::File, key: &str, value: &str) -> rustix::io::Result<()> {
+    let open = |flags| rustix::fs::openat(dir, key, flags | OFlags::CLOEXEC, Mode::empty());
+    // These settings are small numbers.
+    let mut now = [0; 16];
+    let length = rustix::io::read(open(OFlags::RDONLY)?, &mut now)?;
+    if now[..length].trim_ascii() == value.as_bytes() {
+        return Ok(());
+    }
+    rustix::io::write(open(OFlags::WRONLY)?, value.as_bytes()).map(drop)
 }
 
 fn read(key: &str) -> Option<String> {

@@ -13,6 +13,7 @@ const ECHO: u8 = 128;
 const ROUTER: u8 = 134;
 const NEIGHBOUR: u8 = 136;
 const REDIRECT: u8 = 137;
+const REPORT: u8 = 143;
 
 fn icmp(pod: &Pod) -> OwnedFd {
     let open = || rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6)).unwrap();
@@ -66,6 +67,53 @@ fn cve_2020_10749_a_pod_is_no_router_and_nobody_else() {
         let (known, others): (Vec<Ipv6Addr>, Vec<_>) =
             neighbours.into_iter().partition(|address| [own_address, local].contains(address));
         assert!(known.contains(&own_address) && others.is_empty(), "{known:?} {others:?}");
+    });
+}
+
+/// A multicast listener report (RFC 3810, 5.2) of groups, of which the first names so many sources.
+fn report(groups: &[&str], sources: u8) -> Vec<u8> {
+    let mut message = vec![REPORT, 0, 0, 0, 0, 0, 0, u8::try_from(groups.len()).unwrap()];
+    for (group, sources) in groups.iter().zip([sources, 0]) {
+        message.extend([4, 0, 0, sources]);
+        message.extend(group.parse::<Ipv6Addr>().unwrap().octets());
+        message.extend(std::iter::repeat_n(0x20, 16 * usize::from(sources)));
+    }
+    message
+}
+
+/// Nobody hears of the groups by which a new pod's neighbours look for it, or each pod would cost the more the more there are.
+/// Groups that reach beyond the link are heard of.
+#[test]
+#[ignore = "needs root"]
+fn groups_of_the_link_are_nobodys_business() {
+    on_own_host(|host| {
+        let network = host.network();
+        let (one, two) = (host.pod("one", &[]), host.pod("two", &[]));
+        network.attach(&one).unwrap();
+        let IpAddr::V6(target) = network.attach(&two).unwrap().ips[1] else { panic!("no IPv6") };
+        let (from, to) = (icmp(&one), icmp(&two));
+        let (near, far) = ("ff02::1:ff00:1", "ff05::1");
+        let unheard = [report(&[near], 0), report(&[near, "ff02::6a"], 0)];
+        let heard = [report(&[far], 0), report(&[near, far], 0), report(&[far, near], 0), report(&[near, near], 1)];
+        for message in unheard.iter().chain(&heard).chain([&about(ECHO, target)]) {
+            rustix::net::sendto(&from, message, SendFlags::empty(), &SocketAddrV6::new(target, 0, 0, 0)).unwrap();
+        }
+        let (mut buffer, mut reports) = ([0; 1500], Vec::new());
+        loop {
+            let (read, _) = rustix::net::recv(&to, &mut buffer[..], RecvFlags::empty()).unwrap();
+            match buffer[0] {
+                REPORT => reports.push(buffer[4..read].to_vec()),
+                ECHO => break,
+                _ => {}
+            }
+        }
+        assert_eq!(reports, heard.map(|message| message[4..].to_vec()));
+        // The bridge's ends have no addresses that the kernel would look through.
+        let with_address = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        let own = own_links();
+        assert_eq!(own.len(), 2);
+        assert!(own.iter().all(|link| !with_address.contains(link.as_str())), "{with_address}");
+        assert!(with_address.contains(BRIDGE), "{with_address}");
     });
 }
 
