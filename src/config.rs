@@ -165,6 +165,8 @@ pub struct Image {
     pub auth_dir: PathBuf,
     pub signature_policy: PathBuf,
     pub signature_policy_dir: PathBuf,
+    /// A signature that names no repository may count.
+    pub unnamed_signatures: bool,
     pub max_concurrent_downloads: u32,
     /// A download that moved no byte for this long is given up, in seconds.
     pub pull_progress_timeout: u32,
@@ -260,6 +262,7 @@ impl Default for Image {
             auth_dir: "/etc/cricket/auth".into(),
             signature_policy: "/etc/containers/policy.json".into(),
             signature_policy_dir: "/etc/cricket/policies".into(),
+            unnamed_signatures: false,
             max_concurrent_downloads: 6,
             pull_progress_timeout: 60,
             pull_min_rate: 1024,

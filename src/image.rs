@@ -105,6 +105,7 @@ struct Settings {
     /// Logins of the node, and of namespaces.
     auth_file: PathBuf,
     auth_dir: PathBuf,
+    unnamed_signatures: bool,
 }
 
 struct Inner {
@@ -287,6 +288,7 @@ impl Settings {
             platform: Platform::host(),
             auth_file: config.auth_file.clone(),
             auth_dir: config.auth_dir.clone(),
+            unnamed_signatures: config.unnamed_signatures,
         }
     }
 }

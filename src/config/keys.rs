@@ -126,6 +126,12 @@ pub const KEYS: &[Key] = &[
         "image.signature_policy_dir",
         "Policies for pods of one namespace, <namespace>.json, in place of the one above.",
     ),
+    live(
+        "image.unnamed_signatures",
+        "Whether a signature may count that names no repository, as cosign 3 makes them by default. It vouches for a digest\n\
+         alone: who controls the registry can serve every image that the key has signed under each name that the policy\n\
+         has the key for.",
+    ),
     key("image.max_concurrent_downloads", "Layers downloaded at the same time, over all pulls: 1 to 64."),
     live(
         "image.pull_progress_timeout",

@@ -71,6 +71,9 @@ pub struct Descriptor {
     pub size: u64,
     #[serde(default)]
     pub platform: Option<Platform>,
+    /// What a list of referrers says of an entry.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
     #[serde(default)]
     pub annotations: Option<std::collections::BTreeMap<String, String>>,
 }

@@ -4,6 +4,7 @@
 //! may be the one that forbids. What the format has and cricket does not do (GPG signatures, Fulcio, Rekor, BYO PKI) is
 //! read, and refuses the images that it is asked for, with its name.
 
+pub mod bundle;
 mod requirement;
 pub mod signature;
 

@@ -80,11 +80,11 @@ pub(super) async fn run(inner: Arc<Inner>, key: PullKey) -> Result<Arc<ImageReco
 
 async fn one(inner: &Arc<Inner>, key: &PullKey, reference: &Reference) -> Result<Arc<ImageRecord>, ImageError> {
     let name = reference.to_string();
-    let trust = Trust::new(inner.rules.policies(), key.namespace.clone());
+    let settings = inner.settings.load_full();
+    let trust = Trust::new(inner.rules.policies(), key.namespace.clone(), settings.unnamed_signatures);
     trust.admits_some(reference)?;
     let clients = inner.rules.clients();
     let endpoints = clients.registries().endpoints(reference)?;
-    let settings = inner.settings.load_full();
     let logins = Logins::load(&settings, key.namespace.as_deref(), reference).await?;
     let session = |endpoint: Endpoint| {
         // A mirror that is down must not hold the pull up for long: there is another place to go.

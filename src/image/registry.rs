@@ -12,6 +12,7 @@ pub mod auth_file;
 mod blob;
 mod clients;
 mod failure;
+mod referrers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,23 +151,15 @@ impl Session {
     /// [`Failure`] when it is not served, too large, or not what was asked for.
     pub async fn manifest(&self, version: &Version) -> Result<Fetched, Failure> {
         let path = format!("manifests/{version}");
-        let mut tried = 0;
-        loop {
-            let response = self.send(Method::GET, &path, Some(document::ACCEPT), None).await?;
-            let media_type = header(response.headers(), CONTENT_TYPE.as_str());
-            let stated = header(response.headers(), "docker-content-digest").parse::<Digest>().ok();
-            match self.body(response, "the manifest", document::MAX_MANIFEST).await {
-                Ok(bytes) => {
-                    if let Version::Digest(want) = version {
-                        document::verify_digest("the manifest", &bytes, want)?;
-                    } else if let Some(want) = stated {
-                        document::verify_digest("the manifest", &bytes, &want)?;
-                    }
-                    return Ok(Fetched { bytes, media_type });
-                }
-                Err(failure) => self.pause(failure, &mut tried).await?,
-            }
+        let (headers, bytes) =
+            self.fetch(&path, Some(document::ACCEPT), "the manifest", document::MAX_MANIFEST).await?;
+        let media_type = header(&headers, CONTENT_TYPE.as_str());
+        if let Version::Digest(want) = version {
+            document::verify_digest("the manifest", &bytes, want)?;
+        } else if let Ok(want) = header(&headers, "docker-content-digest").parse::<Digest>() {
+            document::verify_digest("the manifest", &bytes, &want)?;
         }
+        Ok(Fetched { bytes, media_type })
     }
 
     /// Fetches a small blob whole, with a cap; the caller verifies it.
@@ -174,11 +167,23 @@ impl Session {
     /// # Errors
     /// [`Failure`] when it is not served or too large.
     pub async fn small_blob(&self, what: &'static str, digest: &Digest, cap: usize) -> Result<Vec<u8>, Failure> {
+        self.fetch(&format!("blobs/{digest}"), None, what, cap).await.map(|(_, bytes)| bytes)
+    }
+
+    /// Gets something small, again when its body broke.
+    async fn fetch(
+        &self,
+        path: &str,
+        accept: Option<&'static str>,
+        what: &'static str,
+        cap: usize,
+    ) -> Result<(HeaderMap, Vec<u8>), Failure> {
         let mut tried = 0;
         loop {
-            let response = self.send(Method::GET, &format!("blobs/{digest}"), None, None).await?;
+            let response = self.send(Method::GET, path, accept, None).await?;
+            let headers = response.headers().clone();
             match self.body(response, what, cap).await {
-                Ok(bytes) => return Ok(bytes),
+                Ok(bytes) => return Ok((headers, bytes)),
                 Err(failure) => self.pause(failure, &mut tried).await?,
             }
         }
@@ -356,7 +361,13 @@ impl Session {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
         let mut url = base.clone();
+        // Beside the query that says for which registry a mirror is asked.
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(&format!("{}{path}", base.path()));
+        if let Some(query) = query {
+            let both = base.query().map_or_else(|| query.to_owned(), |own| format!("{own}&{query}"));
+            url.set_query(Some(&both));
+        }
         for _ in 0..=MAX_REDIRECTS {
             let own = same_origin(base, &url);
             let made = self.client(&authority(&url), own).await?;

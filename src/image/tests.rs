@@ -9,6 +9,7 @@ mod hostile;
 mod lifecycle;
 mod places;
 mod real;
+mod referrers;
 mod resume;
 pub(crate) mod server;
 mod sharing;

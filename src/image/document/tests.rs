@@ -11,7 +11,14 @@ fn entry(platform: Option<&str>) -> Descriptor {
             variant: parts.next(),
         }
     });
-    Descriptor { media_type: OCI_MANIFEST.into(), digest: String::new(), size: 1, platform, annotations: None }
+    Descriptor {
+        media_type: OCI_MANIFEST.into(),
+        digest: String::new(),
+        size: 1,
+        platform,
+        artifact_type: None,
+        annotations: None,
+    }
 }
 
 const D: &str = r#"{"mediaType":"x","digest":"sha256:aa","size":3}"#;

@@ -5,8 +5,12 @@ use std::path::Path;
 
 use super::*;
 use crate::image::document::{OCI_INDEX, OCI_MANIFEST};
-use crate::image::tests::server::Reply;
+use crate::image::policy::bundle::tests::{bundle, statement};
+use crate::image::policy::tests::Signer;
+use crate::image::tests::server::{Reply, descriptor};
 use crate::sys::exec::{self, Exec};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 /// A running docker-registry; it is killed with the test's runtime.
 struct Real {
@@ -59,26 +63,33 @@ impl Real {
         anyhow::bail!("docker-registry did not come up")
     }
 
-    async fn push(&self, image: &TestImage) -> anyhow::Result<()> {
+    async fn put_blob(&self, blob: &[u8]) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let base = format!("http://{}", self.host);
+        let begun = client.post(format!("{base}/v2/app/blobs/uploads/")).send().await?.error_for_status()?;
+        let location = begun.headers()["location"].to_str()?.to_owned();
+        let mut url = reqwest::Url::parse(&base)?.join(&location)?;
+        url.query_pairs_mut().append_pair("digest", Digest::of(blob).as_str());
+        client.put(url).body(blob.to_vec()).send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    async fn put_manifest(&self, version: &str, kind: &str, document: &[u8]) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let put = client.put(format!("http://{}/v2/app/manifests/{version}", self.host)).header("content-type", kind);
+        put.body(document.to_vec()).send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    async fn push(&self, image: &TestImage) -> anyhow::Result<()> {
         for blob in image.layers.iter().chain([&image.config]) {
-            let begun = client.post(format!("{base}/v2/app/blobs/uploads/")).send().await?.error_for_status()?;
-            let location = begun.headers()["location"].to_str()?.to_owned();
-            let mut url = reqwest::Url::parse(&base)?.join(&location)?;
-            url.query_pairs_mut().append_pair("digest", Digest::of(blob).as_str());
-            client.put(url).body(blob.clone()).send().await?.error_for_status()?;
+            self.put_blob(blob).await?;
         }
-        for (tag, document, kind) in [("v1", &image.manifest, OCI_MANIFEST)] {
-            let put = client.put(format!("{base}/v2/app/manifests/{tag}")).header("content-type", kind);
-            put.body(document.clone()).send().await?.error_for_status()?;
-        }
+        self.put_manifest("v1", OCI_MANIFEST, &image.manifest).await?;
         let entry = serde_json::json!({"mediaType": OCI_MANIFEST, "digest": image.digest(), "size": image.manifest.len(),
             "platform": {"os": "linux", "architecture": Platform::host().architecture}});
         let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]});
-        let put = client.put(format!("{base}/v2/app/manifests/multi")).header("content-type", OCI_INDEX);
-        put.body(index.to_string()).send().await?.error_for_status()?;
-        Ok(())
+        self.put_manifest("multi", OCI_INDEX, index.to_string().as_bytes()).await
     }
 }
 
@@ -117,6 +128,52 @@ async fn a_real_registry_serves() -> anyhow::Result<()> {
     assert_eq!(room.layers.stages(), 2);
     let error = room.refused("images.example/app:none").await;
     assert!(error.contains("not found"), "{error}");
+    Ok(())
+}
+
+/// Pushes a signature of an image as cosign 3 does, but for the list of referrers; gives the entry for that.
+async fn push_bundle(registry: &Real, signer: &Signer, image: &TestImage) -> anyhow::Result<serde_json::Value> {
+    let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let bundle = bundle(signer, &statement(Some("images.example/app"), &image.digest()));
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind,
+        "config": descriptor("application/vnd.oci.empty.v1+json", b"{}"), "layers": [descriptor(kind, &bundle)],
+        "subject": descriptor(OCI_MANIFEST, &image.manifest)})
+    .to_string();
+    registry.put_blob(b"{}").await?;
+    registry.put_blob(&bundle).await?;
+    registry.put_manifest(Digest::of(manifest.as_bytes()).as_str(), OCI_MANIFEST, manifest.as_bytes()).await?;
+    let mut entry = descriptor(OCI_MANIFEST, manifest.as_bytes());
+    entry["artifactType"] = serde_json::json!(kind);
+    Ok(entry)
+}
+
+/// A room that takes images of a registry as `images.example`, if they are signed.
+async fn strict(host: &str, signer: &Signer) -> anyhow::Result<Room> {
+    let conf = format!("[[registry]]\nprefix = \"images.example\"\nlocation = \"{host}\"\ninsecure = true\n");
+    let room = Room::new(&conf).await?;
+    let signed = serde_json::json!({"type": "sigstoreSigned", "keyData": STANDARD.encode(signer.pem()),
+        "signedIdentity": {"type": "matchRepository"}});
+    std::fs::write(room.dir.path().join("policy.json"), serde_json::json!({"default": [signed]}).to_string())?;
+    Ok(room)
+}
+
+/// Debian's registry has no referrers API: what refers to an image is listed under a tag.
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn a_signature_refers_to_its_image_below_a_tag() -> anyhow::Result<()> {
+    let registry = Real::start(tempfile::tempdir()?, "", "").await?;
+    let (image, signer) = (TestImage::new("referred"), Signer::new());
+    registry.push(&image).await?;
+    let room = strict(&registry.host, &signer).await?;
+    let error = room.refused("images.example/app:v1").await;
+    assert!(error.starts_with("SignatureValidationFailed: ") && error.contains("there is no signature"), "{error}");
+    let entry = push_bundle(&registry, &signer, &image).await?;
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).to_string();
+    let tag = format!("sha256-{}", image.digest().hex());
+    registry.put_manifest(&tag, OCI_INDEX, index.as_bytes()).await?;
+    assert_eq!(room.pull("images.example/app:v1").await?.id, image.id());
+    let other = strict(&registry.host, &Signer::new()).await?;
+    assert!(other.refused("images.example/app:v1").await.contains("not made with a key of the policy"));
     Ok(())
 }
 
