@@ -191,6 +191,10 @@ pub enum ContainerError {
     Spec(#[from] SpecError),
     #[error("image {reference:?} is not present; pull it first")]
     NoImage { reference: String },
+    #[error(
+        "image {reference:?} is an artifact: it can be mounted as an image volume, but no container can be made of it"
+    )]
+    Artifact { reference: String },
     #[error("cgroup")]
     Cgroup(#[from] crate::sys::cgroup::CgroupError),
     #[error("image")]

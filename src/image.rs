@@ -15,6 +15,7 @@
 //! * Layers are freed by one collector. A pull holds a lease on the layers that it counts on from before it looks for them
 //!   until its record is in the table, and gives it back between two collections, never during one.
 
+mod artifact;
 mod blobs;
 pub mod config;
 mod database;

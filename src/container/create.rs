@@ -102,6 +102,9 @@ impl Containers {
             .find(&reference)
             .map_err(ContainerError::Image)?
             .ok_or_else(|| ContainerError::NoImage { reference: reference.clone() })?;
+        if image.is_artifact() {
+            return Err(ContainerError::Artifact { reference });
+        }
         let mut record = draft(&sandbox, config, hash, &image);
         record.volumes = stage::image_volumes(&resources.images, &record.config.mounts)?;
         record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);

@@ -154,6 +154,8 @@ pub struct LayerPlan {
     /// Of the blob in the registry.
     pub digest: Digest,
     pub size: u64,
+    /// Of an artifact: the blob becomes a file of this name, and nothing is unpacked.
+    pub file: Option<String>,
 }
 
 /// Checks a manifest against its config and this machine, and lists the layers, base first.
@@ -184,9 +186,21 @@ pub fn plan(
         check_layer(&layer.media_type)?;
         let chain = Digest::chain(parent.as_ref(), diff_id);
         parent = Some(chain.clone());
-        plans.push(LayerPlan { chain, diff_id: diff_id.clone(), digest: layer.digest()?, size: layer.size });
+        plans.push(LayerPlan {
+            chain,
+            diff_id: diff_id.clone(),
+            digest: layer.digest()?,
+            size: layer.size,
+            file: None,
+        });
     }
     Ok(plans)
+}
+
+/// Whether a config is one of a container image, by its media type.
+#[must_use]
+pub fn is_image_config(media_type: &str) -> bool {
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
 }
 
 /// Whether a manifest's config is that of a container image.
@@ -194,7 +208,7 @@ pub fn plan(
 /// # Errors
 /// [`ContentError::Artifact`] when it is something else.
 pub fn check_config_type(media_type: &str) -> Result<(), ContentError> {
-    if matches!(media_type, OCI_CONFIG | DOCKER_CONFIG) { Ok(()) } else { Err(ContentError::Artifact(cut(media_type))) }
+    if is_image_config(media_type) { Ok(()) } else { Err(ContentError::Artifact(cut(media_type))) }
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub enum ContentError {
     Nested,
     #[error("layer of media type {0:?}: {1}")]
     Layer(String, &'static str),
+    #[error("the file name {0:?} of a layer of an artifact: {1}")]
+    FileName(String, &'static str),
     #[error("{0} layers are more than {MAX_LAYERS}")]
     TooManyLayers(usize),
     #[error("the config names {diff_ids} layers, the manifest {layers}")]

@@ -236,7 +236,8 @@ impl Job<'_> {
         (&mut hashed).take(4).read_to_end(&mut head).map_err(|error| self.broken(place, error))?;
         let packing = Packing::sniff(&head);
         let mut content = Cursor::new(head).chain(&mut hashed);
-        let staged = self.inner.layers.stage(&layer.chain, &layer.diff_id, packing, &mut content).map_err(unpack)?;
+        let staged =
+            self.inner.layers.stage(&layer.chain, Some(&layer.diff_id), packing, &mut content).map_err(unpack)?;
         io::copy(&mut hashed, &mut io::sink()).map_err(|error| self.broken(place, error))?;
         let got = hashed.hasher.finish();
         if got != layer.digest {

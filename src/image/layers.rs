@@ -14,14 +14,15 @@ pub trait LayerStore: Send + Sync + 'static {
     /// Whether the layer is there, whole and durable.
     fn has_layer(&self, chain: &Digest) -> bool;
 
-    /// Unpacks one layer beside the others; nothing shows until [`LayerStore::commit`].
+    /// Unpacks one layer beside the others; nothing shows until [`LayerStore::commit`]. Without a `diff_id`, what the archive
+    /// is made of is verified by the caller, who made it.
     ///
     /// # Errors
     /// [`LayerError`] when the archive is not acceptable, its diff id differs, or the disk refuses.
     fn stage(
         &self,
         chain: &Digest,
-        diff_id: &Digest,
+        diff_id: Option<&Digest>,
         packing: Packing,
         content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError>;

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::config::{ImageConfig, ImageUser};
 use crate::storage::Digest;
 
-/// One image. Its id is the digest of its config, whatever names lead to it.
+/// One image, or an artifact. Its id is the digest of its config, whatever names lead to it; an artifact, whose config means
+/// nothing and may be that of many, has that of its manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRecord {
     pub id: Digest,
@@ -34,6 +35,12 @@ pub struct ImageRecord {
 }
 
 impl ImageRecord {
+    /// Whether it is files to be mounted, and no container can be made of it.
+    #[must_use]
+    pub fn is_artifact(&self) -> bool {
+        self.id == self.manifest
+    }
+
     /// The CRI's message. A user that is a number out of range gives neither uid nor name: the kubelet then takes the
     /// image for one of root, and creating a container refuses it.
     #[must_use]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::artifact;
 use super::blobs::Blobs;
 use super::config::{self, ConfigFile};
 use super::database::{Database, Loaded};
@@ -41,7 +42,7 @@ pub(super) struct Snapshot {
 /// An image to add, or to add a name to. Its layers are durable.
 #[derive(Debug)]
 pub(super) struct Addition {
-    /// The config, verbatim; its digest is the image's id.
+    /// The config, verbatim (of an artifact, the manifest); its digest is the image's id.
     pub config: Vec<u8>,
     pub file: ConfigFile,
     /// The manifest's digest.
@@ -105,7 +106,8 @@ impl Table {
         let documents = digests.iter().zip(addition.documents.iter().map(Vec::as_slice));
         self.blobs.put(documents.chain([(&id, addition.config.as_slice())]))?;
         let mut by_id = self.snapshot().by_id.clone();
-        let documents_size: usize = addition.documents.iter().map(Vec::len).sum::<usize>() + addition.config.len();
+        let config_size = if digests.contains(&id) { 0 } else { addition.config.len() };
+        let documents_size: usize = addition.documents.iter().map(Vec::len).sum::<usize>() + config_size;
         let fresh = ImageRecord {
             id: id.clone(),
             repo_tags: Vec::new(),
@@ -250,7 +252,10 @@ fn restore(id: &Digest, stored: StoredRecord, blobs: &Blobs, layers: &dyn LayerS
         blobs.get(digest).map_err(|error| format!("its document {digest} is missing or damaged ({error})"))?;
     }
     let bytes = blobs.get(id).map_err(|error| format!("its config is missing or damaged ({error})"))?;
-    let file = config::parse(&bytes).map_err(|error| error.to_string())?;
+    let file = match *id == stored.manifest {
+        true => artifact::config_file(),
+        false => config::parse(&bytes).map_err(|error| error.to_string())?,
+    };
     if let Some(missing) = stored.chain.iter().find(|chain| !layers.has_layer(chain)) {
         return Err(format!("its layer {missing} is missing"));
     }

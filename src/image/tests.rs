@@ -2,6 +2,7 @@
 
 mod access;
 mod advisories;
+mod artifacts;
 mod challenges;
 mod clocks;
 mod collector;

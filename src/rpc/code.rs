@@ -126,6 +126,7 @@ impl Coded for ContainerError {
             | Self::Device(_)
             | Self::Cdi(_)
             | Self::Relabel { source: RelabelError::System { .. }, .. }
+            | Self::Artifact { .. }
             | Self::UnsafeRootfs { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. }

@@ -46,6 +46,7 @@ impl ImageService for Services {
         let found = self.images.find(&wanted).map_err(|error| status(&error))?;
         let info = match &found {
             Some(image) if request.verbose => super::node::info(&serde_json::json!({
+                "artifact": image.is_artifact(),
                 "chainID": image.chain.last(),
                 "imageSpec": { "config": config_info(image), "architecture": image.architecture, "os": image.os },
             })),

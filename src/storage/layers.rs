@@ -99,16 +99,16 @@ impl Drop for Staging {
 
 impl Storage {
     /// Unpacks a layer next to the store, and checks that its content is what the image says. `reader` yields the bytes
-    /// as the registry has them; see [`Limits`] for what a layer may not exceed. The reader must fail when its source
+    /// as the registry has them; without a `diff_id` the caller made the archive and verifies what is in it. See [`Limits`] for what a layer may not exceed. The reader must fail when its source
     /// stalls.
     ///
     /// # Errors
     /// [`StorageError::Unpack`], [`StorageError::DiffId`] when the digest of the uncompressed stream is another, and
     /// [`StorageError::Layer`]. Nothing is left in staging then.
-    pub fn stage_layer(
+    pub fn stage_layer<'d>(
         &self,
         chain: &Digest,
-        diff_id: &Digest,
+        diff_id: impl Into<Option<&'d Digest>>,
         compression: Compression,
         reader: impl Read + Send,
         limits: &Limits,
@@ -122,8 +122,8 @@ impl Storage {
         let diff = directory.root.create_dir("diff", 0o755).map_err(failed)?;
         let unpacked = unpack::unpack(&diff, &directory.root, compression, reader, limits)
             .map_err(|source| StorageError::Unpack { chain: chain.clone(), source })?;
-        if unpacked.diff_id != *diff_id {
-            let (want, got) = (diff_id.clone(), unpacked.diff_id);
+        if let Some(want) = diff_id.into().filter(|want| unpacked.diff_id != **want) {
+            let (want, got) = (want.clone(), unpacked.diff_id);
             return Err(StorageError::DiffId { chain: chain.clone(), want, got });
         }
         Ok(StagedLayer { chain: chain.clone(), unpacked, directory })

@@ -4,15 +4,17 @@ use anyhow::{Context as _, Result, ensure};
 use cri_proto::runtime::v1 as cri;
 use tonic::Code;
 
-use crate::archive::{Entry, Image, tarball};
+use crate::archive::{Entry, Image, digest, tarball};
 use crate::bad_registry::hostile_node;
 use crate::client::{Client, refused};
+use crate::hostile::{Answer, Hostile, blob};
 use crate::ledger::Ledger;
-use crate::node::Node;
+use crate::node::{Node, Setup};
 use crate::requests::{BUSYBOX, container, host_pod, image, namespaces, pod, with_namespaces};
+use crate::world::World;
 
 crate::per_runtime!(content_is_kept_while_it_is_mounted, with_a_user_namespace);
-crate::once!(bad_requests, no_way_out_of_the_image);
+crate::once!(bad_requests, no_way_out_of_the_image, artifacts);
 
 const LAYERS: &str = "registry.k8s.io/cricket/layers:1";
 
@@ -176,4 +178,83 @@ async fn no_way_out_of_the_image() -> Result<()> {
     }
     ensure!(std::fs::read_to_string(canary.join("file"))? == "of the host", "the canary");
     client.clear().await
+}
+
+/// Serves an artifact of files, as `hostile.example/<repository>:latest`.
+fn serve_artifact(hostile: &Hostile, repository: &str, files: &[(&str, &[u8])]) {
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let layers = files.iter().map(|(title, content)| {
+        hostile
+            .set(blob(repository, &digest(content)), Answer::Body("application/octet-stream".into(), content.to_vec()));
+        serde_json::json!({"mediaType": "application/vnd.example.model", "digest": digest(content),
+            "size": content.len(), "annotations": {"org.opencontainers.image.title": title}})
+    });
+    let layers: Vec<_> = layers.collect();
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": kind, "layers": layers,
+        "artifactType": "application/vnd.example.model",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(b"{}"), "size": 2}});
+    let manifest = manifest.to_string().into_bytes();
+    hostile
+        .set(format!("/v2/{repository}/manifests/{}", digest(&manifest)), Answer::Body(kind.into(), manifest.clone()));
+    hostile.set(format!("/v2/{repository}/manifests/latest"), Answer::Body(kind.into(), manifest));
+}
+
+/// What is in a registry and is no image: files for a pod, and nothing to run.
+async fn artifacts() -> Result<()> {
+    let world = World::new().await?;
+    let hostile = Hostile::start(&world).await?;
+    let mut setup = Setup::new("crun");
+    setup.registries = hostile.conf();
+    let mut node = Node::start(world, setup).await?;
+    let mut client = node.client().await?;
+    client.pull(BUSYBOX).await?;
+    let before = Ledger::take(&node).await?;
+    let long = format!("{}/weights-00001-of-00002", "deep/".repeat(30).trim_end_matches('/'));
+    let large = vec![7; 3 << 20];
+    serve_artifact(&hostile, "model", &[("config.json", b"{}"), (&long, &large), ("model/tokens", b"a b")]);
+    let name = "hostile.example/model:latest";
+    let id = client.pull(name).await?;
+    let found = client.image_status(name).await?.context("pulled")?;
+    ensure!(found.id == id && found.repo_tags == [name] && found.size > 3 << 20, "{found:?}");
+
+    // Names that would lead elsewhere, and content that is not what the manifest says.
+    for title in ["../../../../tmp/x", "/etc/x", "model/../../x", ".wh.config.json"] {
+        serve_artifact(&hostile, "bad", &[("good", b"good"), (title, b"bad")]);
+        refused(client.pull("hostile.example/bad:latest").await, &[], &["the file name", title])?;
+    }
+    serve_artifact(&hostile, "lying", &[("file", b"right")]);
+    let other = Answer::Body("application/octet-stream".into(), b"wrong".to_vec());
+    hostile.set(blob("lying", &digest(b"right")), other);
+    refused(client.pull("hostile.example/lying:latest").await, &[], &["has the digest"])?;
+
+    // As a volume, whole and by a part; also under the next daemon.
+    let sandbox = host_pod(&node, "artifacts");
+    let pod = client.run_pod(&sandbox).await?;
+    for round in ["first", "second"] {
+        let mut config = container(&sandbox, round, "exec sleep 414141");
+        config.mounts =
+            vec![volume(&id, "/whole", ""), volume(name, "/part", "model"), volume(name, "/file", "model/tokens")];
+        let container = client.run(&pod, &config, &sandbox).await?;
+        let script = format!(
+            "cat /whole/config.json /part/tokens /file; stat -c '%a %u %s' /whole/{long}; find /whole -type f | wc -l"
+        );
+        let told = client.output(&container, &script).await?;
+        ensure!(told == format!("{{}}a ba b644 0 {}\n3\n", large.len()), "{told}");
+        ensure!(client.exec(&container, "echo x >>/whole/config.json", 30).await?.exit_code != 0, "it was written to");
+        if round == "first" {
+            client = node.crash_and_restart().await?;
+        }
+        client.stop(&container, 0).await?;
+        client.remove(&container).await?;
+    }
+    // No container is made of it.
+    let mut config = container(&sandbox, "run", "true");
+    config.image = Some(image(name));
+    let created = client.create(&pod, &config, &sandbox).await;
+    refused(created, &[Code::InvalidArgument], &["is an artifact", name])?;
+    client.stop_pod(&pod).await?;
+    client.remove_pod(&pod).await?;
+    client.remove_image(name).await?;
+    ensure!(client.image_status(name).await?.is_none(), "it is still there");
+    before.assert_same(&node).await
 }

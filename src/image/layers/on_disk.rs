@@ -14,7 +14,7 @@ impl LayerStore for Storage {
     fn stage(
         &self,
         chain: &Digest,
-        diff_id: &Digest,
+        diff_id: Option<&Digest>,
         packing: Packing,
         content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError> {

@@ -1,16 +1,16 @@
 //! One layer: downloaded, verified and unpacked in one pass.
 
-use std::io::{Cursor, Read as _};
+use std::io::{self, Cursor, Read as _};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::super::Inner;
 use super::super::config::LayerPlan;
 use super::super::document::ContentError;
 use super::super::error::{Attempt, Failure};
-use super::super::layers::{LayerStore, Packing, Staged};
+use super::super::layers::{LayerError, LayerStore, Packing, Staged};
 use super::super::registry::{Bytes, Download, Progress, Session};
+use super::super::{Inner, artifact};
 use super::pipe::{Pipe, PipeError};
 use super::{LayerFault, LayerResult, Slot};
 use crate::task;
@@ -77,15 +77,27 @@ async fn attempt(
 
 /// Blocks: unpacks from the pipe, then verifies what went through it.
 fn stage(store: &dyn LayerStore, mut pipe: Pipe, layer: &LayerPlan) -> Result<Staged, Failure> {
-    let mut head = Vec::with_capacity(4);
     let stopped = || Failure::Connection("the download stopped".to_owned());
+    if let Some(name) = &layer.file {
+        let odd = |error: io::Error| Failure::Unpack(LayerError::of_the_layer(error.to_string()));
+        let mut content = artifact::archive(name, layer.size, &mut pipe).map_err(odd)?;
+        let staged = store.stage(&layer.chain, None, Packing::None, &mut content).map_err(Failure::Unpack)?;
+        drop(content);
+        return verified(staged, pipe, layer);
+    }
+    let mut head = Vec::with_capacity(4);
     (&mut pipe).take(4).read_to_end(&mut head).map_err(|_| stopped())?;
     let packing = Packing::sniff(&head);
     let mut content = Cursor::new(head).chain(&mut pipe);
-    let staged = store.stage(&layer.chain, &layer.diff_id, packing, &mut content).map_err(Failure::Unpack)?;
+    let staged = store.stage(&layer.chain, Some(&layer.diff_id), packing, &mut content).map_err(Failure::Unpack)?;
+    verified(staged, pipe, layer)
+}
+
+/// The staged layer, if what came is what the manifest says.
+fn verified(staged: Staged, pipe: Pipe, layer: &LayerPlan) -> Result<Staged, Failure> {
     match pipe.finish(&layer.digest) {
         Ok(()) => Ok(staged),
-        Err(PipeError::Stopped) => Err(stopped()),
+        Err(PipeError::Stopped) => Err(Failure::Connection("the download stopped".to_owned())),
         Err(PipeError::Content(error)) => Err(error.into()),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::super::Inner;
 use super::super::config::{self, ConfigFile, LayerPlan};
 use super::super::document::{self, ContentError, Document, MAX_CONFIG};
 use super::super::error::{Attempt, Failure, ImageError};
@@ -10,6 +9,7 @@ use super::super::record::ImageRecord;
 use super::super::reference::{Reference, Version};
 use super::super::registry::Session;
 use super::super::trust::Trust;
+use super::super::{Inner, artifact};
 use super::names_of;
 use crate::storage::Digest;
 use crate::task;
@@ -31,6 +31,7 @@ pub(super) struct Resolved {
     pub top: Digest,
     pub manifest: Digest,
     pub documents: Vec<Vec<u8>>,
+    /// Of an artifact, the manifest.
     pub config: Vec<u8>,
     pub file: ConfigFile,
     pub plan: Vec<LayerPlan>,
@@ -143,9 +144,14 @@ async fn documents(inner: &Arc<Inner>, reference: &Reference, session: &Session)
     let mut manifest = top.clone();
     loop {
         match current {
+            Document::Manifest { config, layers } if !config::is_image_config(&config.media_type) => {
+                // Its config may be anything, and is not asked for: the manifest says all that is to be known.
+                let plan = artifact::plan(&layers)?;
+                let config = documents.last().cloned().unwrap_or_default();
+                let file = artifact::config_file();
+                return Ok(Resolved { top, manifest, documents, config, file, plan });
+            }
             Document::Manifest { config, layers } => {
-                // Checked before the download: an artifact's config may be anything.
-                config::check_config_type(&config.media_type)?;
                 let too_large = ContentError::TooLarge { what: "the image config", limit: MAX_CONFIG as u64 };
                 if config.size > MAX_CONFIG as u64 {
                     return Err(too_large.into());

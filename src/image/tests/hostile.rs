@@ -76,10 +76,6 @@ const CASES: &[(&str, &str, Change)] = &[
         let layer = Digest::of(&i.layers[0]).to_string();
         manifest(r, String::from_utf8_lossy(&i.manifest).replace(&layer, &layer.to_uppercase()), OCI_MANIFEST)
     }),
-    ("an artifact", "", |r, i| {
-        let text = String::from_utf8_lossy(&i.manifest).replace(OCI_CONFIG, "application/vnd.example.config");
-        manifest(r, text, OCI_MANIFEST)
-    }),
     ("encrypted layers", "", |r, i| {
         manifest(r, with_layer_type(i, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), OCI_MANIFEST)
     }),
