@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <images>/staging/<n>/{diff/, layer.json}      a layer being unpacked, or being removed: swept at start
-//! <images>/layers/<hex chain id>/{diff/, layer.json}
+//! <images>/layers/<hex chain id>/{diff/, layer.json, skeleton.zst, replaced/}
 //! <images>/empty/                               what an image without layers is mounted from
 //! <containers>/<container id>/{upper/, work/}
 //! ```
@@ -24,13 +24,16 @@ use crate::sys::root::Root;
 
 mod digest;
 mod error;
+mod kept;
 mod layers;
 mod lease;
 mod merged;
 mod removal;
 mod rootfs;
+mod skeleton;
 mod unpack;
 mod usage;
+mod verify;
 mod volume;
 
 #[cfg(test)]
@@ -38,12 +41,14 @@ mod tests;
 
 pub use digest::{Digest, DigestError, Hasher};
 pub use error::StorageError;
+pub use kept::KeptLayer;
 pub use layers::{RemovedLayers, StagedLayer};
 pub use lease::LayerLease;
 pub use merged::PathKind;
 pub use rootfs::Viewer;
 pub use unpack::{Compression, Limits, UnpackError};
 pub use usage::Usage;
+pub use verify::{Finding, Report};
 pub use volume::Volume;
 
 /// Where things are kept. Both directories are made with mode 0700, and belong to one daemon alone.

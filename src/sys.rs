@@ -18,4 +18,5 @@ pub mod process;
 pub mod reactor;
 pub mod root;
 pub mod seqpacket;
+pub mod uncached;
 pub mod xattr;

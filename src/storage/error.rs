@@ -21,6 +21,14 @@ pub enum StorageError {
     DiffId { chain: Digest, want: Digest, got: Digest },
     #[error("layer {chain}: {operation}")]
     Layer { chain: Digest, operation: &'static str, source: io::Error },
+    #[error(
+        "layer {chain} was unpacked by an older version, which kept no skeleton of the archive; remove the image and pull it again"
+    )]
+    NoSkeleton { chain: Digest },
+    #[error("layer {chain}: the skeleton of its archive cannot be read")]
+    Skeleton { chain: Digest, source: io::Error },
+    #[error("layer {chain}: it cannot be compared")]
+    Verify { chain: Digest, source: io::Error },
     #[error("layer {chain} lies on layer {parent}, which is not the one given before it: the base comes first")]
     Order { chain: Digest, parent: Digest },
     #[error("{path:?} in the image cannot be read")]

@@ -33,13 +33,16 @@ pub(super) struct Known {
 
 /// The marker in a layer's directory.
 #[derive(Debug, Serialize, Deserialize)]
-struct Marker {
+pub(super) struct Marker {
     version: u32,
     chain_id: Digest,
     diff_id: Digest,
     parent: Option<Digest>,
     usage: Usage,
     opaque_root: bool,
+    /// Bytes of the uncompressed archive, whose skeleton is beside the tree. Layers unpacked by versions without have none.
+    #[serde(default)]
+    pub archive: Option<u64>,
 }
 
 const VERSION: u32 = 1;
@@ -179,6 +182,7 @@ impl StagedLayer {
             parent,
             usage: self.unpacked.usage,
             opaque_root: self.unpacked.opaque_root,
+            archive: Some(self.unpacked.archive),
         };
         let mut text = serde_json::to_vec(&marker)?;
         text.push(b'\n');
@@ -186,6 +190,18 @@ impl StagedLayer {
         file.write_all(&text)?;
         file.sync_all()?;
         self.directory.root.sync()
+    }
+}
+
+impl Marker {
+    /// Reads the marker in a layer's directory.
+    pub(super) fn read(layer: &Root, chain: &Digest) -> io::Result<Self> {
+        let marker: Self = serde_json::from_slice(&layer.read_file(MARKER, MAX_MARKER)?)?;
+        if marker.chain_id == *chain && marker.version == VERSION {
+            Ok(marker)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the marker is of another layer or version"))
+        }
     }
 }
 
@@ -215,13 +231,9 @@ impl Inner {
 
     fn marker(&self, chain: &Digest) -> io::Result<Marker> {
         let layer = self.layers.open_dir(chain.hex())?;
-        let marker: Marker = serde_json::from_slice(&layer.read_file(MARKER, MAX_MARKER)?)?;
+        let marker = Marker::read(&layer, chain)?;
         layer.open_dir("diff")?;
-        if marker.chain_id == *chain && marker.version == VERSION {
-            Ok(marker)
-        } else {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "the marker is of another layer or version"))
-        }
+        Ok(marker)
     }
 
     /// Gives a staged layer its name.

@@ -9,7 +9,6 @@
 //! covers what follows the archive, too. Memory is bounded: six buffers, one extension header, and the caches of the tree.
 
 use std::io::Read;
-use std::os::fd::AsFd as _;
 
 use crate::sys::root::Root;
 
@@ -24,11 +23,14 @@ mod zstd_window;
 #[cfg(test)]
 mod tests;
 
+pub(super) use archive::{Entry, Kind, Timestamp};
 pub use error::UnpackError;
-pub(super) use tree::{OPAQUE, is_whiteout};
+pub(super) use name::{CleanName, Meaning};
+pub(super) use tree::{OPAQUE, is_whiteout, wanted};
 
 use super::digest::Digest;
-use super::usage::Usage;
+use super::skeleton;
+use super::usage::{BLOCK, Usage};
 
 /// How a layer's bytes are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,12 +82,15 @@ pub(super) struct Unpacked {
     /// Directories that had to be made because the layer has files in them, though no entry for them. Their mode and
     /// owner are those of the layer below, which is not known here.
     pub implied: Vec<Vec<u8>>,
+    /// Bytes of the uncompressed stream.
+    pub archive: u64,
 }
 
 /// Parent directories kept open, so that each file below them costs no resolution of its own.
 const OPEN_PARENTS: usize = 8;
 
-/// Unpacks a layer into an empty directory. `scratch` takes an unnamed temporary file.
+/// Unpacks a layer into an empty directory. `beside` is the layer's own: it gets the skeleton of the archive, what later
+/// entries replaced, and an unnamed temporary file.
 ///
 /// The reader must end: when its source stalls, it has to fail, since an unpack that fails for another reason still
 /// waits for the read in flight.
@@ -94,29 +99,51 @@ const OPEN_PARENTS: usize = 8;
 /// [`UnpackError`]; the directory then holds a part of the layer, to be removed by the caller.
 pub(super) fn unpack(
     into: &Root,
-    scratch: &Root,
+    beside: &Root,
     compression: Compression,
     reader: impl Read + Send,
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
-    unpack_caching(OPEN_PARENTS, into, scratch, (compression, reader), limits)
+    unpack_caching(OPEN_PARENTS, into, beside, (compression, reader), limits)
 }
 
 fn unpack_caching(
     parents: usize,
     into: &Root,
-    scratch: &Root,
+    beside: &Root,
     (compression, reader): (Compression, impl Read + Send),
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
     stream::decompressed(compression, reader, limits.bytes, |blocks| {
-        let mut archive = archive::Archive::new(blocks, limits);
-        let mut tree = tree::Tree::new(into, scratch.as_fd(), limits, parents)?;
+        let unwritten = |source| UnpackError::Skeleton { operation: "it cannot be written", source };
+        let skeleton = skeleton::Writer::create(beside).map_err(unwritten)?;
+        let mut archive = archive::Archive::new(blocks.recorded_in(skeleton), limits);
+        let mut tree = tree::Tree::new(into, beside, limits, parents)?;
         while let Some(entry) = archive.next_entry()? {
             tree.apply(&mut archive, &entry)?;
         }
-        let diff_id = archive.finish()?;
+        let (diff_id, skeleton) = archive.finish()?;
+        let recorded = skeleton.expect("it was just given").finish().map_err(unwritten)?;
         let done = tree.finish()?;
-        Ok(Unpacked { diff_id, usage: done.usage, opaque_root: done.opaque_root, implied: done.implied })
+        let usage = done.usage.plus(Usage { bytes: recorded.bytes.next_multiple_of(BLOCK), inodes: 1 });
+        Ok(Unpacked { diff_id, usage, opaque_root: done.opaque_root, implied: done.implied, archive: recorded.archive })
+    })
+}
+
+/// Reads an uncompressed archive, and gives each entry to `take`, without its content. Gives the digest of the stream.
+///
+/// # Errors
+/// Those of [`unpack`] that come from the stream, and those of `take`.
+pub(super) fn entries(
+    reader: impl Read + Send,
+    limits: &Limits,
+    mut take: impl FnMut(&Entry) -> Result<(), UnpackError>,
+) -> Result<Digest, UnpackError> {
+    stream::decompressed(Compression::None, reader, limits.bytes, |blocks| {
+        let mut archive = archive::Archive::new(blocks, limits);
+        while let Some(entry) = archive.next_entry()? {
+            take(&entry)?;
+        }
+        Ok(archive.finish()?.0)
     })
 }

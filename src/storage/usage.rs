@@ -1,10 +1,10 @@
 //! Disk usage: what a tree occupies.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -36,46 +36,17 @@ impl Usage {
 const MAX_ENTRIES: u64 = 10_000_000;
 const MAX_DEPTH: usize = 256;
 
+/// The block size of the usual file systems.
+pub(super) const BLOCK: u64 = 4096;
+
 /// Counts what is in a directory and below it, the directory itself not included; hard links count once. A directory
 /// more than 256 levels down counts as one inode, and the walk ends after ten million entries.
 ///
 /// # Errors
 /// Those of `openat(2)` and `getdents64(2)`; what vanishes during the walk is left out.
 pub(super) fn measure(top: BorrowedFd<'_>) -> io::Result<Usage> {
-    // st_blocks counts units of 512 bytes, whatever the block size (stat(2)).
-    walk(top, |found, seen| (seen == 1).then(|| u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512)))
-}
-
-/// Counts what removing all that is in a directory would give back, by [`charge`]: a file that has names elsewhere stays.
-///
-/// # Errors
-/// As [`measure`].
-pub(super) fn removable(top: BorrowedFd<'_>) -> io::Result<Usage> {
-    #[allow(clippy::useless_conversion)] // the count of links has another type on other processors
-    let last = |found: &Stat, seen| seen >= u64::from(found.st_nlink);
-    walk(top, |found, seen| (last(found, seen) || is_directory(found)).then(|| charge(found)))
-}
-
-/// What a thing counts for when it is unpacked: the file system allots blocks only later, so this goes by size.
-pub(super) fn charge(found: &Stat) -> u64 {
-    match file_type(found) {
-        FileType::RegularFile => u64::try_from(found.st_size).unwrap_or(0).next_multiple_of(BLOCK),
-        FileType::Directory => BLOCK,
-        _ => 0,
-    }
-}
-
-/// The block size of the usual file systems.
-pub(super) const BLOCK: u64 = 4096;
-
-fn is_directory(found: &Stat) -> bool {
-    file_type(found) == FileType::Directory
-}
-
-/// `count` gets each thing with the number of its names seen so far, and says what it occupies, if it is to count now.
-fn walk(top: BorrowedFd<'_>, count: impl Fn(&Stat, u64) -> Option<u64>) -> io::Result<Usage> {
     let mut usage = Usage::default();
-    let mut linked: HashMap<(u64, u64), u64> = HashMap::new();
+    let mut linked: HashSet<(u64, u64)> = HashSet::new();
     let mut entries_left = MAX_ENTRIES;
     let mut levels = vec![open(top, c".")?];
     while let Some((fd, entries)) = levels.last_mut() {
@@ -96,16 +67,13 @@ fn walk(top: BorrowedFd<'_>, count: impl Fn(&Stat, u64) -> Option<u64>) -> io::R
             Err(Errno::NOENT) => continue,
             found => found?,
         };
-        let mut seen = 1;
-        if !is_directory(&found) && found.st_nlink > 1 {
-            let before = linked.entry((found.st_dev, found.st_ino)).or_default();
-            *before += 1;
-            seen = *before;
-        }
-        if let Some(bytes) = count(&found, seen) {
+        let directory = file_type(&found) == FileType::Directory;
+        if directory || found.st_nlink <= 1 || linked.insert((found.st_dev, found.st_ino)) {
+            // st_blocks counts units of 512 bytes, whatever the block size (stat(2)).
+            let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512);
             usage = usage.plus(Usage { bytes, inodes: 1 });
         }
-        if is_directory(&found) && levels.len() < MAX_DEPTH {
+        if directory && levels.len() < MAX_DEPTH {
             let (fd, _) = &levels[levels.len() - 1];
             match open(fd, name) {
                 Ok(level) => levels.push(level),

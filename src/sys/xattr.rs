@@ -38,6 +38,26 @@ pub fn get_by_path_fd<'b>(fd: BorrowedFd<'_>, name: &OsStr, buffer: &'b mut [u8]
     }
 }
 
+/// The names of all attributes of whatever an `O_PATH` descriptor names.
+///
+/// # Errors
+/// Those of `listxattr(2)`, and `ENOENT` without `/proc`.
+pub fn list_by_path_fd(fd: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    // Most things have none, which a short buffer shows as well; XATTR_LIST_MAX is the most that there can be (xattr(7)).
+    let mut short = [0; 256];
+    let mut long = Vec::new();
+    let list = match rustix::fs::listxattr(magic_path(fd), &mut short) {
+        Ok(length) => &short[..length],
+        Err(Errno::RANGE) => {
+            long.resize(64 << 10, 0);
+            let length = rustix::fs::listxattr(magic_path(fd), &mut long[..])?;
+            &long[..length]
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
 /// The value of an attribute of an open file or directory; `None` when it has none of that name, or when it is larger
 /// than the buffer.
 ///

@@ -21,7 +21,8 @@ fn a_committed_layer_is_there_also_for_the_next_daemon() -> anyhow::Result<()> {
     for storage in [&fixture.storage, &again] {
         assert!(chains.iter().all(|chain| storage.has_layer(chain)));
         let one = storage.layer_size(&chains[0]).expect("known");
-        assert_eq!((one.inodes, one.bytes), (2, 8192));
+        // A directory, a file, and the skeleton.
+        assert_eq!((one.inodes, one.bytes), (3, 12_288));
         assert_eq!(storage.images_usage(), one.plus(storage.layer_size(&chains[1]).expect("known")));
     }
     // CVE-2021-41091: nothing below is open to other users.
@@ -101,7 +102,7 @@ fn leased_reserved_and_kept_layers_stay() -> anyhow::Result<()> {
     assert!(matches!(missing, Err(StorageError::Missing { .. })));
     drop(again);
     let removed = fixture.storage.remove_unleased(&HashSet::from([chains[2].clone()]))?;
-    assert_eq!((removed.count, removed.bytes), (1, 8192));
+    assert_eq!((removed.count, removed.bytes), (1, 12_288));
     assert!(chains[..3].iter().all(|chain| fixture.storage.has_layer(chain)));
     assert!(!fixture.storage.has_layer(&chains[3]));
     drop((lease, reserved));

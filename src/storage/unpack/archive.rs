@@ -12,6 +12,7 @@ use super::pax::{self, Records};
 use super::stream::Blocks;
 use super::{Limits, UnpackError};
 use crate::storage::digest::Digest;
+use crate::storage::skeleton;
 
 const BLOCK: usize = 512;
 
@@ -20,13 +21,13 @@ const MAX_REGIONS: usize = 1 << 16;
 
 /// Seconds since the epoch, and nanoseconds on top of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Timestamp {
+pub(in crate::storage) struct Timestamp {
     pub seconds: i64,
     pub nanoseconds: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::storage) enum Kind {
     File,
     HardLink,
     Symlink,
@@ -38,7 +39,7 @@ pub(super) enum Kind {
 
 /// One entry, with its extensions applied. Names are as in the archive.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(in crate::storage) struct Entry {
     pub kind: Kind,
     pub name: Vec<u8>,
     pub link: Vec<u8>,
@@ -309,10 +310,28 @@ impl<'l> Archive<'l> {
         Ok(&slice[..slice.len().min(left)])
     }
 
-    /// Marks content as taken, at most what the last slice held.
+    /// Marks content as written to a file, at most what the last slice held.
     pub(super) fn took(&mut self, bytes: usize) {
-        self.blocks.consume(bytes);
+        self.blocks.consume_content(bytes);
         self.content -= u64::try_from(bytes).expect("a slice is smaller than 2^64");
+    }
+
+    /// All content of the current entry is in the file at this path, which leads through no symlink.
+    pub(super) fn stored(&mut self, path: &[u8], entry: &Entry) {
+        let whole = [(0, entry.size)];
+        let regions = entry.regions.as_deref().unwrap_or(&whole);
+        if let Some(skeleton) = self.blocks.skeleton()
+            && regions.iter().any(|(_, length)| *length > 0)
+        {
+            skeleton.file(path, regions);
+        }
+    }
+
+    /// What an earlier entry made at this path was moved away.
+    pub(super) fn moved(&mut self, path: &[u8], number: u64) {
+        if let Some(skeleton) = self.blocks.skeleton() {
+            skeleton.moved(path, number);
+        }
     }
 
     /// Passes over what is left of the current entry.
@@ -331,12 +350,12 @@ impl<'l> Archive<'l> {
         Ok(())
     }
 
-    /// Reads the stream to its end, which must be zeros, and gives its digest.
-    pub(super) fn finish(mut self) -> Result<Digest, UnpackError> {
+    /// Reads the stream to its end, which must be zeros, and gives its digest, and what wrote it down.
+    pub(super) fn finish(mut self) -> Result<(Digest, Option<skeleton::Writer>), UnpackError> {
         loop {
             let slice = self.blocks.fill()?;
             if slice.is_empty() {
-                return Ok(self.blocks.digest());
+                return Ok(self.blocks.finish());
             }
             if slice.iter().any(|byte| *byte != 0) {
                 return Err(self.malformed("data after the end of the archive"));

@@ -21,6 +21,8 @@ pub enum UnpackError {
     Limit { what: &'static str, limit: u64 },
     #[error("entry {name}: {operation}")]
     Write { name: String, operation: &'static str, source: io::Error },
+    #[error("the skeleton of the archive: {operation}")]
+    Skeleton { operation: &'static str, source: io::Error },
     #[error("scratch file: {operation}")]
     Scratch { operation: &'static str, source: io::Error },
 }

@@ -7,11 +7,11 @@ const MAX_COMPONENT: usize = 255;
 
 /// A path below the layer's root: no leading or doubled slash, no `.`, no `..`. Empty for the root itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct CleanName(Vec<u8>);
+pub(in crate::storage) struct CleanName(Vec<u8>);
 
 /// What a name in the archive asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning<'a> {
+pub(in crate::storage) enum Meaning<'a> {
     /// The entry itself.
     Entry,
     /// Hide this name of the layers below.
@@ -27,7 +27,7 @@ impl CleanName {
     ///
     /// # Errors
     /// In words, why a name is refused: it is empty, holds a NUL, climbs above the root, or is too long.
-    pub(super) fn new(raw: &[u8], longest: usize) -> Result<Self, String> {
+    pub(in crate::storage) fn new(raw: &[u8], longest: usize) -> Result<Self, String> {
         if raw.is_empty() {
             return Err("its name is empty".to_owned());
         }
@@ -57,16 +57,16 @@ impl CleanName {
         if clean.len() > longest { Err(format!("its name is longer than {longest} bytes")) } else { Ok(Self(clean)) }
     }
 
-    pub(super) fn is_root(&self) -> bool {
+    pub(in crate::storage) fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::storage) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The parent's path and the last component. The root has neither.
-    pub(super) fn split(&self) -> (&[u8], &[u8]) {
+    pub(in crate::storage) fn split(&self) -> (&[u8], &[u8]) {
         match self.0.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
             None => (b"", &self.0),
@@ -77,7 +77,7 @@ impl CleanName {
     ///
     /// # Errors
     /// In words, for a whiteout that hides nothing that could be a name.
-    pub(super) fn meaning(&self) -> Result<Meaning<'_>, String> {
+    pub(in crate::storage) fn meaning(&self) -> Result<Meaning<'_>, String> {
         let (parent, base) = self.split();
         if parent.split(|byte| *byte == b'/').any(|component| component.starts_with(b".wh..wh.")) {
             return Ok(Meaning::Ignored);
@@ -93,7 +93,7 @@ impl CleanName {
 }
 
 /// Bytes as the system calls want them.
-pub(super) fn os(bytes: &[u8]) -> &std::ffi::OsStr {
+pub(in crate::storage) fn os(bytes: &[u8]) -> &std::ffi::OsStr {
     std::ffi::OsStr::from_bytes(bytes)
 }
 

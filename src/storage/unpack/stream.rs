@@ -7,6 +7,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{Compression, UnpackError, zstd_window};
 use crate::storage::digest::{Digest, Hasher};
+use crate::storage::skeleton;
 
 /// One buffer; large enough that handing it over costs nothing beside filling it.
 const BUFFER: usize = 256 << 10;
@@ -31,6 +32,8 @@ pub(super) struct Blocks {
     hash: Hasher,
     received: u64,
     limit: u64,
+    /// Gets every byte that is consumed.
+    skeleton: Option<skeleton::Writer>,
 }
 
 /// Runs `consume` on the uncompressed stream.
@@ -57,6 +60,7 @@ pub(super) fn decompressed<T>(
             hash: Hasher::new(),
             received: 0,
             limit,
+            skeleton: None,
         };
         consume(blocks)
     })
@@ -134,10 +138,38 @@ impl Blocks {
         Ok(&self.buffer[self.position..])
     }
 
-    /// Marks bytes of the last slice as consumed.
+    /// Has all that is consumed written down.
+    pub(super) fn recorded_in(mut self, skeleton: skeleton::Writer) -> Self {
+        self.skeleton = Some(skeleton);
+        self
+    }
+
+    /// Marks bytes of the last slice as consumed. They are in no file of the tree.
     pub(super) fn consume(&mut self, bytes: usize) {
-        self.position = (self.position + bytes).min(self.buffer.len());
+        let slice = self.advance(bytes);
+        if let Some(skeleton) = &mut self.skeleton {
+            skeleton.raw(&self.buffer[slice]);
+        }
+    }
+
+    /// Marks bytes of the last slice as consumed. They went into a file.
+    pub(super) fn consume_content(&mut self, bytes: usize) {
+        let slice = self.advance(bytes);
+        if let Some(skeleton) = &mut self.skeleton {
+            skeleton.content(&self.buffer[slice]);
+        }
+    }
+
+    fn advance(&mut self, bytes: usize) -> std::ops::Range<usize> {
+        let from = self.position;
+        self.position = (from + bytes).min(self.buffer.len());
         self.taken += u64::try_from(bytes).expect("a buffer is smaller than 2^64");
+        from..self.position
+    }
+
+    /// What writes down the bytes, when something does.
+    pub(super) fn skeleton(&mut self) -> Option<&mut skeleton::Writer> {
+        self.skeleton.as_mut()
     }
 
     /// Bytes consumed so far.
@@ -161,8 +193,8 @@ impl Blocks {
         Ok(filled)
     }
 
-    /// The digest of all that was received; call it at the end.
-    pub(super) fn digest(self) -> Digest {
-        self.hash.finish()
+    /// The digest of all that was received, and what wrote it down; call it at the end.
+    pub(super) fn finish(self) -> (Digest, Option<skeleton::Writer>) {
+        (self.hash.finish(), self.skeleton)
     }
 }

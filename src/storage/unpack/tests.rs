@@ -233,8 +233,8 @@ fn metadata_does_not_follow_a_name_that_is_swapped_meanwhile() -> anyhow::Result
 
 #[test]
 fn limits_are_errors_that_name_them() {
-    let bench = Bench::new().expect("a temporary directory");
     let run = |layer: &[u8], limits: &Limits| {
+        let bench = Bench::new().expect("a temporary directory");
         let (diff, scratch) = (Root::open(&bench.diff()), Root::open(&bench.temp.path().join("work")));
         let (diff, scratch) = (diff.expect("made"), scratch.expect("made"));
         unpack(&diff, &scratch, Compression::Gzip, &gzip(layer)[..], limits).map_err(|error| error.to_string())

@@ -6,7 +6,7 @@
 //! that (CVE-2025-47290). Creating something new cannot redirect a path that was resolved before.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
@@ -17,25 +17,31 @@ use super::error::shown;
 use super::name::{CleanName, Meaning, os};
 use super::{Limits, UnpackError};
 use crate::storage::removal::remove_tree;
-use crate::storage::usage::{BLOCK, Usage, charge, removable};
+use crate::storage::usage::{BLOCK, Usage};
 use crate::sys::root::{Root, file_type, magic_path};
 use crate::sys::xattr;
 
 mod content;
 mod parents;
+mod replaced;
 mod times;
 
 use content::{copy, copy_regions};
-use parents::Parents;
+use parents::{Opened, Parents};
+use replaced::Replaced;
 use times::Times;
 
 /// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
 pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
 
+/// Longest path that one system call takes, its NUL left out (PATH_MAX, limits.h).
+const LONGEST: usize = 4095;
+
 pub(super) struct Tree<'l> {
     parents: Parents<'l>,
     limits: &'l Limits,
     times: Times,
+    replaced: Replaced<'l>,
     usage: Usage,
     opaque_root: bool,
 }
@@ -51,7 +57,7 @@ pub(super) struct Done {
 struct Place<'e> {
     entry: &'e Entry,
     name: &'e CleanName,
-    parent: Rc<OwnedFd>,
+    parent: Rc<Opened>,
     base: &'e [u8],
 }
 
@@ -63,6 +69,11 @@ impl Place<'_> {
 
     fn refused(&self, why: impl Into<String>) -> UnpackError {
         UnpackError::Entry { name: shown(self.name.bytes()), why: why.into() }
+    }
+
+    /// The path below the root, through no symlink.
+    fn path(&self) -> Vec<u8> {
+        if self.parent.path.is_empty() { self.base.to_vec() } else { [&self.parent.path, self.base].join(&b'/') }
     }
 
     fn stat(&self) -> Result<Stat, UnpackError> {
@@ -79,14 +90,15 @@ impl Place<'_> {
 impl<'l> Tree<'l> {
     pub(super) fn new(
         root: &'l Root,
-        scratch: BorrowedFd<'_>,
+        beside: &'l Root,
         limits: &'l Limits,
         open_parents: usize,
     ) -> Result<Self, UnpackError> {
         Ok(Self {
             parents: Parents::new(root, open_parents),
             limits,
-            times: Times::new(scratch)?,
+            times: Times::new(beside.as_fd())?,
+            replaced: Replaced::new(beside),
             usage: Usage::default(),
             opaque_root: false,
         })
@@ -117,12 +129,16 @@ impl<'l> Tree<'l> {
             }
             Meaning::Entry => {
                 let place = Place { entry, name: &name, parent: self.parents.ensure(parent)?, base };
+                // Symlinks can make a path longer than the name was; what has no path that fits cannot be had again.
+                if place.parent.path.len() + base.len() + 1 > LONGEST {
+                    return Err(place.refused(format!("its path is longer than {LONGEST} bytes")));
+                }
                 match entry.kind {
-                    Kind::Directory => self.directory(&place),
+                    Kind::Directory => self.directory(&place, archive),
                     Kind::File => self.file(&place, archive),
-                    Kind::HardLink => self.hard_link(&place),
-                    Kind::Symlink => self.symlink(&place),
-                    Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self.special(&place),
+                    Kind::HardLink => self.hard_link(&place, archive),
+                    Kind::Symlink => self.symlink(&place, archive),
+                    Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self.special(&place, archive),
                 }
             }
         }
@@ -137,10 +153,10 @@ impl<'l> Tree<'l> {
         let place = Place { entry, name, parent: self.parents.ensure(b"")?, base: b"." };
         let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
         describe(&place, fd.as_fd())?;
-        self.times.note(name.bytes(), entry.mtime)
+        self.times.note(b"", entry.mtime)
     }
 
-    fn directory(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+    fn directory(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let make = || rustix::fs::mkdirat(&place.parent, place.base, Mode::RWXU);
         let mut hides = false;
         match make() {
@@ -149,7 +165,7 @@ impl<'l> Tree<'l> {
                 let there = place.stat()?;
                 if file_type(&there) != FileType::Directory {
                     hides = is_whiteout(&there);
-                    self.replace(place, &there)?;
+                    self.replace(place, &there, archive)?;
                     make().map_err(place.failed("the directory cannot be made"))?;
                     self.count(BLOCK);
                 }
@@ -162,30 +178,35 @@ impl<'l> Tree<'l> {
             // The layer removes what was there, and then has a directory of its own.
             set_opaque(fd.as_fd()).map_err(place.failed("it cannot be made opaque"))?;
         }
-        self.parents.described(place.name.bytes(), fd);
-        self.times.note(place.name.bytes(), place.entry.mtime)
+        self.times.note(&place.path(), place.entry.mtime)?;
+        self.parents.described(place.path(), fd);
+        Ok(())
     }
 
     fn file(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&place.parent, place.base, flags, Mode::RUSR | Mode::WUSR);
-        let fd = self.make(place, "the file cannot be made", open)?;
+        let fd = self.make(place, archive, "the file cannot be made", open)?;
         let file = File::from(fd);
         let stored = match &place.entry.regions {
             None => copy(place, archive, &file)?,
             Some(regions) => copy_regions(place, archive, &file, regions)?,
         };
+        archive.stored(&place.path(), place.entry);
         self.count(stored.next_multiple_of(BLOCK));
         describe(place, file.as_fd())?;
         rustix::fs::futimens(&file, &stamps(place.entry.mtime)).map_err(place.failed("its time cannot be set"))
     }
 
-    fn hard_link(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+    fn hard_link(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let target = CleanName::new(&place.entry.link, self.limits.path)
             .map_err(|why| place.refused(format!("the target of the hard link: {why}")))?;
         let (parent, base) = target.split();
         let found = if target.is_root() { None } else { self.parents.find(parent)? };
         let found = found.ok_or_else(|| place.refused("the target of the hard link is not in this layer"))?;
+        if is_within(&found.path, &place.path()) {
+            return Err(place.refused("the target of the hard link is in the directory that it replaces"));
+        }
         let stat = rustix::fs::statat(&found, base, AtFlags::SYMLINK_NOFOLLOW);
         let stat = stat.map_err(place.failed("the target of the hard link is not in this layer"))?;
         if file_type(&stat) == FileType::Directory {
@@ -198,15 +219,16 @@ impl<'l> Tree<'l> {
                 return Ok(());
             }
         }
-        self.make(place, "the hard link cannot be made", link)
+        self.make(place, archive, "the hard link cannot be made", link)
     }
 
-    fn symlink(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+    fn symlink(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let target = place.entry.link.as_slice();
         if target.is_empty() || target.contains(&0) {
             return Err(place.refused("the target of the symlink is empty, or holds a NUL byte"));
         }
-        self.make(place, "the symlink cannot be made", || rustix::fs::symlinkat(target, &place.parent, place.base))?;
+        let make = || rustix::fs::symlinkat(target, &place.parent, place.base);
+        self.make(place, archive, "the symlink cannot be made", make)?;
         self.count(0);
         let (owner, group) = owner(place.entry);
         rustix::fs::chownat(&place.parent, place.base, owner, group, AtFlags::SYMLINK_NOFOLLOW)
@@ -219,7 +241,7 @@ impl<'l> Tree<'l> {
             .map_err(place.failed("its time cannot be set"))
     }
 
-    fn special(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+    fn special(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let kind = match place.entry.kind {
             Kind::CharDevice => FileType::CharacterDevice,
             Kind::BlockDevice => FileType::BlockDevice,
@@ -228,7 +250,7 @@ impl<'l> Tree<'l> {
         let (major, minor) = place.entry.device;
         let device = rustix::fs::makedev(major, minor);
         let make = || rustix::fs::mknodat(&place.parent, place.base, kind, Mode::RUSR | Mode::WUSR, device);
-        self.make(place, "the device or FIFO cannot be made", make)?;
+        self.make(place, archive, "the device or FIFO cannot be made", make)?;
         self.count(0);
         let (owner, group) = owner(place.entry);
         rustix::fs::chownat(&place.parent, place.base, owner, group, AtFlags::SYMLINK_NOFOLLOW)
@@ -264,34 +286,43 @@ impl<'l> Tree<'l> {
     fn make<T>(
         &mut self,
         place: &Place<'_>,
+        archive: &mut Archive<'_>,
         operation: &'static str,
         make: impl Fn() -> Result<T, Errno>,
     ) -> Result<T, UnpackError> {
         match make() {
             Err(Errno::EXIST) => {
                 let there = place.stat()?;
-                self.replace(place, &there)?;
+                self.replace(place, &there, archive)?;
                 make().map_err(place.failed(operation))
             }
             made => made.map_err(place.failed(operation)),
         }
     }
 
-    /// Removes what an entry replaces: never written through, as it may be linked from elsewhere (RUSTSEC-2018-0002).
-    fn replace(&mut self, place: &Place<'_>, there: &Stat) -> Result<(), UnpackError> {
+    /// Takes away what an entry replaces: never written through, as it may be linked from elsewhere (RUSTSEC-2018-0002).
+    /// What may hold content goes beside the tree and still counts: the archive cannot be had again without it.
+    fn replace(&mut self, place: &Place<'_>, there: &Stat, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         self.parents.forget();
         self.usage = self.usage.plus(self.parents.take_made());
+        let content = match file_type(there) {
+            FileType::Directory => true,
+            FileType::RegularFile => there.st_size > 0,
+            _ => false,
+        };
+        if content {
+            let path = place.path();
+            let number = self.replaced.take(&place.parent, place.base, &path)?;
+            archive.moved(&path, number);
+            return Ok(());
+        }
         let failed = |source| UnpackError::Write {
             name: shown(place.name.bytes()),
             operation: "what it replaces cannot be removed",
             source,
         };
-        if file_type(there) == FileType::Directory {
-            let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-            self.usage = self.usage.minus(removable(fd.as_fd()).map_err(failed)?);
-        }
-        if file_type(there) == FileType::Directory || there.st_nlink <= 1 {
-            self.usage = self.usage.minus(Usage { bytes: charge(there), inodes: 1 });
+        if there.st_nlink <= 1 {
+            self.usage = self.usage.minus(Usage { bytes: 0, inodes: 1 });
         }
         remove_tree(place.parent.as_fd(), os(place.base)).map_err(failed)
     }
@@ -306,7 +337,7 @@ impl<'l> Tree<'l> {
             let name = CleanName::new(if path.is_empty() { b"." } else { path }, self.limits.path);
             let Ok(name) = name else { return Ok(()) };
             let (parent, base) = if name.is_root() { (&b""[..], &b"."[..]) } else { name.split() };
-            let Some(parent) = self.parents.find(parent)? else { return Ok(()) };
+            let Some(parent) = self.parents.plain(parent)? else { return Ok(()) };
             // A later entry may have replaced the directory; that has its own time.
             let still = rustix::fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW);
             if still.is_ok_and(|stat| file_type(&stat) == FileType::Directory) {
@@ -317,9 +348,14 @@ impl<'l> Tree<'l> {
             }
             Ok(())
         })?;
-        let usage = self.usage.plus(self.parents.take_made());
+        let usage = self.usage.plus(self.parents.take_made()).plus(self.replaced.usage());
         Ok(Done { usage, opaque_root: self.opaque_root, implied: self.parents.implied() })
     }
+}
+
+/// Whether a path is another or lies below it.
+fn is_within(path: &[u8], above: &[u8]) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 /// Whether this is an overlay's whiteout.
@@ -346,7 +382,7 @@ fn describe(place: &Place<'_>, fd: BorrowedFd<'_>) -> Result<(), UnpackError> {
 
 /// Attributes that mean something in a container. An overlay's own would let a layer reach into others; those of SELinux
 /// belong to the host's policy; the kernel allows `user.` on files and directories only (xattr(7)).
-fn wanted(name: &[u8], kind: FileType) -> bool {
+pub(in crate::storage) fn wanted(name: &[u8], kind: FileType) -> bool {
     let plain = matches!(kind, FileType::RegularFile | FileType::Directory);
     let refused: &[&[u8]] =
         &[b"trusted.overlay.", b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"];

@@ -332,6 +332,14 @@ impl Generator {
     }
 }
 
+fn rebuilt(bench: &Bench) -> anyhow::Result<Vec<u8>> {
+    let layer = Root::open(&bench.temp.path().join("work"))?;
+    let mut all = Vec::new();
+    let strict = |damage| Err(std::io::Error::other(damage));
+    std::io::Read::read_to_end(&mut crate::storage::skeleton::Rebuilt::open(&layer, strict)?, &mut all)?;
+    Ok(all)
+}
+
 /// Leaves the root itself out: no entry describes it.
 fn below_root(tree: Tree) -> Tree {
     tree.into_iter().filter(|(path, _)| !path.as_os_str().is_empty()).collect()
@@ -351,8 +359,14 @@ fn compare(seeds: std::ops::Range<u64>, features: Features) -> anyhow::Result<()
         }
         let found = differences(&got, &want);
         anyhow::ensure!(found.is_empty(), "seed {seed}: {found:#?}");
-        let names: std::collections::BTreeSet<_> = got.values().map(|facts| &facts.same_as).collect();
-        assert_eq!(done.usage.inodes, names.len() as u64, "seed {seed}: inodes counted");
+        // All that is on disk, beside what is not of the layer: the folder itself, that of the tree, and its root.
+        let all = scan(&bench.temp.path().join("work"))?;
+        let names: std::collections::BTreeSet<_> = all.values().map(|facts| &facts.same_as).collect();
+        assert_eq!(done.usage.inodes, names.len() as u64 - 2, "seed {seed}: inodes counted");
+        anyhow::ensure!(rebuilt(&bench)? == layer, "seed {seed}: the archive is not what it was");
+        let (at, digest) = (Root::open(&bench.temp.path().join("work"))?, Digest::of(&layer));
+        let report = crate::storage::verify::verify(&at, &digest, &digest)?;
+        anyhow::ensure!(report.findings.is_empty(), "seed {seed}: damage in what nobody touched: {report:#?}");
     }
     Ok(())
 }

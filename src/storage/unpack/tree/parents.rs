@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -21,10 +21,24 @@ const MAX_LINKS: usize = 40;
 /// Bytes of all paths of directories that the layer implies without an entry.
 const MAX_IMPLIED: usize = 16 << 20;
 
+/// A directory that is open.
+#[derive(Debug)]
+pub(super) struct Opened {
+    fd: OwnedFd,
+    /// From the root, through no symlink.
+    pub path: Vec<u8>,
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 pub(super) struct Parents<'r> {
     root: &'r Root,
-    /// The latest first. A path here has been resolved since anything was last removed.
-    open: VecDeque<(Vec<u8>, Rc<OwnedFd>)>,
+    /// The latest first, each under the path that it was asked by, which has been resolved since anything was last removed.
+    open: VecDeque<(Vec<u8>, Rc<Opened>)>,
     capacity: usize,
     implied: HashSet<Vec<u8>>,
     implied_bytes: usize,
@@ -48,17 +62,27 @@ impl<'r> Parents<'r> {
 
     /// A directory, made with mode 0755 if it is missing, and so for all above it. Symlinks of this layer are followed
     /// inside the root, also when they lead to what is not there yet; those of layers below are not to be seen here.
-    pub(super) fn ensure(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, UnpackError> {
-        if let Some(found) = self.find(path)? {
+    pub(super) fn ensure(&mut self, path: &[u8]) -> Result<Rc<Opened>, UnpackError> {
+        if let Some(found) = self.plain(path)? {
             return Ok(found);
         }
-        let made = Rc::new(self.make(path)?);
+        let made = Rc::new(self.walk(path, true)?.expect("what is missing was made"));
         self.keep(path, &made);
         Ok(made)
     }
 
     /// A directory, if it is there.
-    pub(super) fn find(&mut self, path: &[u8]) -> Result<Option<Rc<OwnedFd>>, UnpackError> {
+    pub(super) fn find(&mut self, path: &[u8]) -> Result<Option<Rc<Opened>>, UnpackError> {
+        if let Some(found) = self.plain(path)? {
+            return Ok(Some(found));
+        }
+        let Some(found) = self.walk(path, false)?.map(Rc::new) else { return Ok(None) };
+        self.keep(path, &found);
+        Ok(Some(found))
+    }
+
+    /// A directory that was asked for before, or that no symlink leads to.
+    pub(super) fn plain(&mut self, path: &[u8]) -> Result<Option<Rc<Opened>>, UnpackError> {
         if let Some(at) = self.open.iter().position(|(known, _)| known == path) {
             let entry = self.open.remove(at).expect("the position was just found");
             let found = Rc::clone(&entry.1);
@@ -66,14 +90,13 @@ impl<'r> Parents<'r> {
             return Ok(Some(found));
         }
         let name = if path.is_empty() { OsStr::new(".") } else { os(path) };
-        match self.root.open_in_root(name, DIRECTORY, 0) {
+        match self.root.open_beneath(name, DIRECTORY, 0) {
             Ok(fd) => {
-                let fd = Rc::new(fd);
-                self.keep(path, &fd);
-                Ok(Some(fd))
+                let opened = Rc::new(Opened { fd, path: path.to_vec() });
+                self.keep(path, &opened);
+                Ok(Some(opened))
             }
             Err(error) => match Errno::from_io_error(&error) {
-                // A loop is reported by whoever needs the directory; a time to be set there is out of date.
                 Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
                 _ => Err(failed(path, "its directory cannot be opened", error)),
             },
@@ -85,13 +108,14 @@ impl<'r> Parents<'r> {
         self.open.clear();
     }
 
-    /// A directory got an entry of its own; most likely its files come next.
-    pub(super) fn described(&mut self, path: &[u8], fd: OwnedFd) {
-        if self.implied.remove(path) {
+    /// A directory got an entry of its own; most likely its files come next. The path leads through no symlink.
+    pub(super) fn described(&mut self, path: Vec<u8>, fd: OwnedFd) {
+        if self.implied.remove(&path) {
             self.implied_bytes -= path.len();
         }
-        self.open.retain(|(known, _)| known != path);
-        self.keep(path, &Rc::new(fd));
+        self.open.retain(|(known, _)| *known != path);
+        let opened = Rc::new(Opened { fd, path });
+        self.keep(&opened.path, &opened);
     }
 
     /// What making directories added since the last call.
@@ -106,14 +130,14 @@ impl<'r> Parents<'r> {
         paths
     }
 
-    fn keep(&mut self, path: &[u8], fd: &Rc<OwnedFd>) {
-        self.open.push_front((path.to_vec(), Rc::clone(fd)));
+    fn keep(&mut self, path: &[u8], opened: &Rc<Opened>) {
+        self.open.push_front((path.to_vec(), Rc::clone(opened)));
         self.open.truncate(self.capacity);
     }
 
     /// Walks component by component. `resolved` holds no symlink and no `..`, so that its last part can be dropped for
-    /// a `..` that a symlink brings in.
-    fn make(&mut self, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+    /// a `..` that a symlink brings in. `None` when something is missing that is not to be made.
+    fn walk(&mut self, path: &[u8], make: bool) -> Result<Option<Opened>, UnpackError> {
         let mut resolved: Vec<Vec<u8>> = Vec::new();
         let mut waiting: VecDeque<Vec<u8>> = components(path).collect();
         let mut links = 0;
@@ -124,7 +148,8 @@ impl<'r> Parents<'r> {
                 here = self.reopen(path, &resolved)?;
                 continue;
             }
-            match rustix::fs::mkdirat(&here, &component, Mode::RWXU) {
+            let made = if make { rustix::fs::mkdirat(&here, &component, Mode::RWXU) } else { Err(Errno::EXIST) };
+            match made {
                 Ok(()) => {
                     resolved.push(component);
                     here = self.adopt(path, &resolved, &here, false)?;
@@ -133,8 +158,10 @@ impl<'r> Parents<'r> {
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed(path, "its directory cannot be made", error)),
             }
-            let there = rustix::fs::statat(&here, &component, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| failed(path, "its directory cannot be examined", error))?;
+            let there = match rustix::fs::statat(&here, &component, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) if !make => return Ok(None),
+                there => there.map_err(|error| failed(path, "its directory cannot be examined", error))?,
+            };
             match file_type(&there) {
                 FileType::Directory => {
                     let fd = rustix::fs::openat(&here, &component, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
@@ -144,7 +171,9 @@ impl<'r> Parents<'r> {
                 FileType::Symlink => {
                     links += 1;
                     if links > MAX_LINKS {
-                        return Err(failed(path, "its directory is behind too many symlinks", Errno::LOOP));
+                        // Whoever needs the directory says that there is a loop.
+                        let error = failed(path, "its directory is behind too many symlinks", Errno::LOOP);
+                        return if make { Err(error) } else { Ok(None) };
                     }
                     let target = rustix::fs::readlinkat(&here, &component, Vec::new())
                         .map_err(|error| failed(path, "a symlink cannot be read", error))?;
@@ -157,6 +186,7 @@ impl<'r> Parents<'r> {
                         here = self.reopen(path, &resolved)?;
                     }
                 }
+                _ if !make => return Ok(None),
                 // The layer hides what was there, and then has a directory of its own.
                 FileType::CharacterDevice if is_whiteout(&there) => {
                     self.forget();
@@ -169,7 +199,7 @@ impl<'r> Parents<'r> {
                 _ => return Err(failed(path, "what should be its directory is none", Errno::NOTDIR)),
             }
         }
-        Ok(here)
+        Ok(Some(Opened { fd: here, path: resolved.join(&b'/') }))
     }
 
     /// Opens and describes a directory that was just made.
