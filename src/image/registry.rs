@@ -315,7 +315,11 @@ impl Session {
             return self.exchange(&base, method, path, headers, authorization).await;
         }
         if self.endpoint.scheme == Scheme::Http {
-            return self.exchange(&self.origin("http")?, method, path, headers, authorization).await;
+            let plain = self.origin("http")?;
+            let response = self.exchange(&plain, method, path, headers, authorization).await?;
+            // From here on it is known who may challenge.
+            *self.base.lock().await = Some(plain);
+            return Ok(response);
         }
         let secure = self.origin("https")?;
         match self.exchange(&secure, method, path, headers, authorization).await {

@@ -90,6 +90,37 @@ async fn headers_and_each_next_byte_have_the_progress_clock() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn a_token_service_has_the_same_clocks() -> anyhow::Result<()> {
+    type Stall = fn() -> Reply;
+    let stalls: [(&str, Stall); 3] = [
+        ("no answer and no byte for 200 ms", || Reply {
+            gate: Some(Arc::new(tokio::sync::Semaphore::new(0))),
+            ..Reply::new(200, "")
+        }),
+        ("no answer and no byte for 200 ms", || Reply {
+            cut: Some((1, Then::Hang)),
+            ..Reply::new(200, vec![b' '; 1000])
+        }),
+        ("too slow: ", || Reply { cut: Some((1, Then::Drip)), ..Reply::new(200, vec![b' '; 1000]) }),
+    ];
+    for (want, stall) in stalls {
+        let registry = Registry::start(move |request| {
+            let here = request.header("host").unwrap_or_default();
+            match request.path.starts_with("/token") {
+                true => stall(),
+                false => Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"http://{here}/token\"")),
+            }
+        })
+        .await;
+        let room = led_to(&format!("http://{}", registry.host()), "", Duration::from_millis(200)).await?;
+        let error = room.refused("images.example/app:v1").await;
+        assert!(error.starts_with("RegistryUnavailable: ") && error.contains(want), "{want}: {error}");
+        room.assert_clean().await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_small_document_that_drips_has_a_clock_as_a_whole() -> anyhow::Result<()> {
     let image = TestImage::new("dripping");
     for part in ["/manifests/", "/blobs/"] {

@@ -62,6 +62,28 @@ async fn hosts_toml_leads_to_mirrors_and_says_for_whom() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn hosts_of_hosts_toml_are_logged_in_to_over_http_and_through_a_token() -> anyhow::Result<()> {
+    let plain = private("app", "user").await;
+    let image = TestImage::new("app");
+    let by_token = Registry::start(move |request| {
+        let here = request.header("host").unwrap_or_default();
+        match request.header("authorization") {
+            Some("Bearer t") => image.answer(request, "app", &["v1"]),
+            _ if request.path.starts_with("/token") => Reply::new(200, r#"{"token":"t"}"#),
+            _ => Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"http://{here}/token\"")),
+        }
+    })
+    .await;
+    for registry in [&plain, &by_token] {
+        let room = Room::new("").await?;
+        write(&room, "certs.d/images.example/hosts.toml", &format!("[host.'http://{}']\n", registry.host()))?;
+        write(&room, "auth.json", &auths(&[(&registry.host(), "user")]))?;
+        room.pull("images.example/app:v1").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_host_for_content_only_is_not_asked_for_tags() -> anyhow::Result<()> {
     let (content, image) = good("content").await;
     let served = image.clone();
