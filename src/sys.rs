@@ -20,3 +20,4 @@ pub mod root;
 pub mod seqpacket;
 pub mod uncached;
 pub mod xattr;
+pub mod xtables;

@@ -30,7 +30,7 @@ use holdings::{Holdings, link_name};
 pub use lease::Lease;
 use lease::Records;
 use link::{BRIDGE, Inside, Links};
-pub use reconcile::listen;
+pub use reconcile::{Touched, listen};
 use tables::Tables;
 
 mod bandwidth;
@@ -41,6 +41,7 @@ mod lease;
 mod link;
 mod nft;
 mod node;
+mod obstacles;
 mod pool;
 mod reconcile;
 mod rules;

@@ -11,13 +11,16 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::builtin::{self, Builtin, BuiltinError, Limits};
+use super::builtin::{self, Builtin, BuiltinError, Limits, Touched};
 use super::capability::HostPort;
 use super::conf::NetworkList;
 use super::status::{Current, NetworkStatus, not_ready};
 use super::{Attachment, Network, NetworkError, PodAttachment};
 use crate::config::NetworkMode;
+use crate::sys::netlink::Event;
 use crate::task;
 
 /// After a change of somebody else to our tables, so long is waited for the rest of it.
@@ -25,7 +28,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Least time between two repairs, so that a fight with another program costs neither much.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between two attempts to hear of changes, and after a repair that failed.
-const RETRY: Duration = Duration::from_secs(10);
+pub(super) const RETRY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
 
 impl Network {
     /// The CNI network of a new pod; `None` for the builtin one.
@@ -159,20 +162,21 @@ impl Network {
         }
     }
 
-    /// Starts the task that puts our rules back when another program removes them. It ends when the last owner of the network
+    /// Starts the task that puts our rules back when another program removes them, and has Status looked at anew when others'
+    /// change, which may be in the way. It ends when the last owner of the network
     /// is gone.
     pub fn guard_tables(self: &Arc<Self>) {
         if self.config.mode != NetworkMode::Cni {
             // The handle is not needed: the task ends by itself, and has nothing to hand back.
-            drop(task::spawn("network-tables", guard(Arc::downgrade(&self.builtin))));
+            drop(task::spawn("network-tables", guard(Arc::downgrade(&self.builtin), Arc::clone(&self.poke))));
         }
     }
 }
 
-async fn guard(network: Weak<Builtin>) {
+pub(super) async fn guard(network: Weak<Builtin>, status: Arc<Notify>) {
     loop {
         match builtin::listen() {
-            Ok(monitor) => watch(&network, monitor).await,
+            Ok(monitor) => watch(&network, monitor, &status).await,
             Err(error) => tracing::warn!(%error, "changes of others to the rules of pods are not noticed"),
         }
         if network.strong_count() == 0 {
@@ -183,29 +187,35 @@ async fn guard(network: Weak<Builtin>) {
 }
 
 /// Repairs until the socket is of no use or nobody needs it.
-async fn watch(network: &Weak<Builtin>, mut monitor: crate::sys::netlink::Monitor) {
+async fn watch(network: &Weak<Builtin>, mut monitor: crate::sys::netlink::Monitor, status: &Notify) {
+    // When rules of others are looked at: each program changes many at a time, and some do so all day.
+    let mut look_at = None;
     loop {
         let events = tokio::select! {
             events = monitor.next() => events,
-            // Only so that the task ends with the network.
-            () = tokio::time::sleep(RETRY) => Ok(Vec::new()),
+            () = tokio::time::sleep_until(look_at.unwrap_or_else(|| Instant::now() + RETRY)) => Ok(Vec::new()),
         };
         let Ok(events) = events else { return };
         let Some(strong) = network.upgrade() else { return };
-        if events.is_empty()
-            || !task::blocking({
-                let strong = Arc::clone(&strong);
-                move || strong.concerned(&events)
-            })
-            .await
-        {
-            continue;
+        let touched = if events.is_empty() { Touched::default() } else { touched(strong, events).await };
+        if look_at.is_some_and(|at| at <= Instant::now()) {
+            look_at = None;
+            status.notify_one();
         }
-        tokio::time::sleep(SETTLE).await;
-        drop(strong);
-        repair(network).await;
-        tokio::time::sleep(PAUSE).await;
+        if touched.others && look_at.is_none() {
+            look_at = Some(Instant::now() + PAUSE);
+        }
+        if touched.ours {
+            tokio::time::sleep(SETTLE).await;
+            repair(network).await;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
+}
+
+/// Off the runtime's threads, since a change to the tables may hold their lock.
+async fn touched(network: Arc<Builtin>, events: Vec<Event>) -> Touched {
+    task::blocking(move || network.touched(&events)).await
 }
 
 /// Makes the tables anew, and tries for as long as the kernel refuses: no event tells when it will not any more.

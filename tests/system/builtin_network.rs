@@ -216,18 +216,77 @@ async fn builtin_auto_makes_way_for_cni() -> Result<()> {
     .await
 }
 
+/// Whatever keeps forwarded packets from pods is named, by each of the filters that a node may have; and no longer so once
+/// the pods' bridge is let through, or what was in the way is gone.
 async fn builtin_obstacles_are_named() -> Result<()> {
     let (node, client) = node("builtin").await?;
-    let script =
-        "nft add table ip wall; nft add chain ip wall gate '{ type filter hook forward priority 0; policy drop; }'";
-    node.world.must("sh", &["-ec", script]).await?;
     let id = client.run_pod(&pod(&node, "a")).await?;
-    eventually("the chain is named", PATIENCE, async || {
-        let condition = network_condition(&client).await?;
-        ensure!(condition.status && condition.message.contains("chain ip wall gate"), "{condition:?}");
-        Ok(())
-    })
-    .await?;
+    let wall = |rules: &str| {
+        format!("add table ip wall; add chain ip wall gate {{ type filter hook forward priority 0; {rules} }}")
+    };
+    let nft = |text: String| format!("nft '{text}'");
+    let gone = "nft delete table ip wall".to_owned();
+    // The old filter tells nobody of its changes. It is looked at twice a minute, and with each change in nftables.
+    let noticed = "nft add table ip other; nft delete table ip other";
+    let is_policy = "chain ip wall gate of nftables has the policy drop";
+    for (made, named, mended) in [
+        (nft(wall("policy drop;")), is_policy, gone.clone()),
+        (nft(wall("policy drop;")), is_policy, "nft add rule ip wall gate iifname cricket0 accept".to_owned()),
+        (
+            format!(
+                "{gone}; {}; {}",
+                nft(wall("policy drop;")),
+                nft("add chain ip wall pods; add rule ip wall gate jump pods".into())
+            ),
+            is_policy,
+            "nft add rule ip wall pods oifname cricket0 counter accept".to_owned(),
+        ),
+        (
+            format!(
+                "{gone}; {}; {}",
+                nft(wall("")),
+                nft("add rule ip wall gate tcp dport 1 drop; add rule ip wall gate counter reject".into())
+            ),
+            "chain ip wall gate of nftables drops all that comes to it",
+            "nft insert rule ip wall gate accept".to_owned(),
+        ),
+        (
+            "iptables-nft -P FORWARD DROP".into(),
+            "chain ip filter FORWARD of nftables",
+            "iptables-nft -P FORWARD ACCEPT".into(),
+        ),
+        (
+            "iptables-nft -A FORWARD -j REJECT".into(),
+            "chain ip filter FORWARD of nftables drops all",
+            "iptables-nft -I FORWARD -i cricket0 -j ACCEPT".into(),
+        ),
+        (
+            format!("iptables-legacy -P FORWARD DROP; {noticed}"),
+            "chain FORWARD of iptables-legacy has the policy drop",
+            format!("iptables-legacy -I FORWARD -o cricket0 -j ACCEPT; {noticed}"),
+        ),
+        (
+            format!("ip6tables-legacy -A FORWARD -p tcp -j DROP; ip6tables-legacy -A FORWARD -j REJECT; {noticed}"),
+            "rule 2 of chain FORWARD of ip6tables-legacy drops all",
+            format!("ip6tables-legacy -D FORWARD 2; {noticed}"),
+        ),
+    ] {
+        node.world.must("sh", &["-ec", &made]).await?;
+        let message = async || network_condition(&client).await.map(|condition| (condition.status, condition.message));
+        eventually(named, PATIENCE, async || {
+            let (ready, said) = message().await?;
+            ensure!(ready && said.contains(named), "{made}: {said}");
+            Ok(())
+        })
+        .await?;
+        node.world.must("sh", &["-ec", &mended]).await?;
+        eventually("nothing is in the way", PATIENCE, async || {
+            let (_, said) = message().await?;
+            ensure!(said.is_empty(), "{mended}: {said}");
+            Ok(())
+        })
+        .await?;
+    }
     client.remove_pod(&id).await?;
     Ok(())
 }

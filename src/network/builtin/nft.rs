@@ -19,6 +19,7 @@ pub const NFT_MSG_DELTABLE: u16 = SUBSYSTEM | 2;
 const NFT_MSG_NEWCHAIN: u16 = SUBSYSTEM | 3;
 const NFT_MSG_GETCHAIN: u16 = SUBSYSTEM | 4;
 pub const NFT_MSG_NEWRULE: u16 = SUBSYSTEM | 6;
+const NFT_MSG_GETRULE: u16 = SUBSYSTEM | 7;
 const NFT_MSG_NEWSET: u16 = SUBSYSTEM | 9;
 pub const NFT_MSG_NEWSETELEM: u16 = SUBSYSTEM | 12;
 pub const NFT_MSG_DELSETELEM: u16 = SUBSYSTEM | 14;
@@ -26,6 +27,12 @@ pub const NFT_MSG_NEWGEN: u16 = SUBSYSTEM | 15;
 
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
+
+/// Whether a message is about a table, a chain or a rule: those that are made, and those that go.
+#[must_use]
+pub fn is_of_rules(kind: u16) -> bool {
+    (NFT_MSG_NEWTABLE..NFT_MSG_NEWSET).contains(&kind)
+}
 
 /// Elements of one message, in bytes: the attribute that holds them has 16 bits for its length.
 const ELEMENTS_MAX: usize = 48 * 1024;
@@ -109,6 +116,12 @@ pub fn add_chain(family: u8, table: &str, chain: &str, hook: Hook) -> Message {
 #[must_use]
 pub fn chains(family: u8) -> Message {
     Message::new(NFT_MSG_GETCHAIN, 0, &header(family))
+}
+
+/// Asks for the rules of a chain. Kernels before 4.20 list those of the whole table.
+#[must_use]
+pub fn rules(family: u8, table: &str, chain: &str) -> Message {
+    Message::new(NFT_MSG_GETRULE, 0, &header(family)).string(1, table).string(2, chain)
 }
 
 /// A set. `number` must differ from that of the other sets of the transaction.

@@ -6,7 +6,7 @@ use crate::config::subnet::Subnet;
 
 use super::error::BuiltinError;
 use super::link::{BRIDGE, GROUP, Link, Links};
-use super::{Builtin, Pod, holdings, locked, sysctl};
+use super::{Builtin, Pod, holdings, locked, obstacles, sysctl};
 
 /// Without a default route the MTU of an Ethernet.
 const MTU: u32 = 1500;
@@ -138,16 +138,8 @@ impl Builtin {
             let (v4, v6) = families(&wanted);
             sysctl::can_forward(v4, v6)?;
         }
-        *locked(&self.obstacles) = self.look_for_obstacles()?;
+        *locked(&self.obstacles) = obstacles::look()?;
         Ok(())
-    }
-
-    fn look_for_obstacles(&self) -> Result<Vec<String>, BuiltinError> {
-        let chains = locked(&self.tables).dropping_chains()?;
-        let said = |chain| {
-            format!("chain {chain} of nftables has the policy drop: it must accept packets from and to {BRIDGE}")
-        };
-        Ok(chains.into_iter().map(said).collect())
     }
 
     /// Rules of others that keep forwarded packets from pods, as found at the last look.

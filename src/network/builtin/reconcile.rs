@@ -108,12 +108,24 @@ impl Builtin {
         Ok(locked(&self.tables).install()?)
     }
 
-    /// Whether one of these changes may have touched our tables.
+    /// What these changes may have touched.
     #[must_use]
-    pub fn concerned(&self, events: &[Event]) -> bool {
+    pub fn touched(&self, events: &[Event]) -> Touched {
         let tables = locked(&self.tables);
-        events.iter().any(|event| tables.concerns(event))
+        Touched {
+            ours: events.iter().any(|event| tables.concerns(event)),
+            others: events.iter().any(|event| tables.is_of_others(event)),
+        }
     }
+}
+
+/// What changes of others in nftables may have touched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Our tables.
+    pub ours: bool,
+    /// Rules that forwarded packets have to pass beside ours.
+    pub others: bool,
 }
 
 /// Hears of changes in nftables.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::config::subnet::Subnet;
-use crate::sys::netlink::{Event, Family, NetlinkError, Socket, be32, find, text};
+use crate::sys::netlink::{Event, Family, NetlinkError, Socket, find, text};
 
 use super::nft;
 use super::rules::{self, Placed, TABLE};
@@ -116,6 +116,13 @@ impl Tables {
         self.installed && !own && named && *kind != nft::NFT_MSG_NEWGEN && *kind != nft::NFT_MSG_NEWTABLE
     }
 
+    /// Whether somebody else changed tables, chains or rules, of whomever.
+    #[must_use]
+    pub fn is_of_others(&self, event: &Event) -> bool {
+        let Event::Changed { kind, port, .. } = event else { return true };
+        nft::is_of_rules(*kind) && self.socket.as_ref().map(Socket::port) != Some(*port)
+    }
+
     /// How many elements the kernel has in one of our sets.
     #[cfg(test)]
     pub(super) fn listed(&mut self, set: &str) -> Result<usize, NetlinkError> {
@@ -130,33 +137,4 @@ impl Tables {
             listed => listed,
         }
     }
-
-    /// Chains of others through which forwarded packets go and whose policy is to drop them: an "accept" of ours would not
-    /// stop them, since every chain must accept (nft(8)).
-    ///
-    /// # Errors
-    /// When the kernel refuses to list them.
-    pub fn dropping_chains(&mut self) -> Result<Vec<String>, NetlinkError> {
-        let mut found = Vec::new();
-        for (family, word) in [(nft::INET, "inet"), (nft::IPV4, "ip"), (nft::IPV6, "ip6")] {
-            let listed = self.socket()?.dump(
-                "chains of nftables",
-                &nft::chains(family),
-                |found: &mut Vec<String>, _, payload| found.extend(dropping(word, payload)),
-            )?;
-            found.extend(listed);
-        }
-        Ok(found)
-    }
-}
-
-/// `family table chain` when the chain is one at the hook "forward" with the policy "drop".
-fn dropping(family: &str, payload: &[u8]) -> Option<String> {
-    const FORWARD: u32 = 2;
-    const DROP: u32 = 0;
-    let chain = payload.get(4..)?;
-    let hook = find(chain, 4).and_then(|hook| find(hook, 1)).and_then(be32)?;
-    let policy = find(chain, 5).and_then(be32)?;
-    let name = |kind| find(chain, kind).map(text).unwrap_or_default();
-    (hook == FORWARD && policy == DROP).then(|| format!("{family} {} {}", name(1), name(3)))
 }

@@ -8,7 +8,9 @@ use nix::sched::CloneFlags;
 use super::*;
 
 mod frames;
+mod guarding;
 mod limits;
+mod sctp;
 
 use crate::sys::namespaces::{self, NamespaceRequest};
 use crate::sys::netlink::Message;
