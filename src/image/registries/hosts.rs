@@ -134,9 +134,12 @@ pub fn parse(bytes: &[u8], folder: &Path) -> Result<HostsFile, String> {
 impl RawHost {
     fn check(self, address: Option<&str>, folder: &Path, line: usize) -> Result<Host, String> {
         let bad = |why: String| format!("line {line}: {why}");
-        let has = |word: &str| self.capabilities.as_ref().is_none_or(|words| words.iter().any(|one| one == word));
+        // In any case of letters, and an empty list takes none away, as its makers read it.
+        let words = self.capabilities.unwrap_or_default();
+        let words: Vec<String> = words.iter().map(|word| word.to_ascii_lowercase()).collect();
+        let has = |word: &str| words.is_empty() || words.iter().any(|one| one == word);
         let (resolves, serves) = (has("resolve"), has("pull"));
-        for word in self.capabilities.iter().flatten() {
+        for word in &words {
             if !matches!(word.as_str(), "pull" | "resolve" | "push" | "referrers") {
                 return Err(bad(format!("capability {word:?} is not pull, resolve or push")));
             }

@@ -239,6 +239,10 @@ capabilities = ["pull", "resolve"]
     assert_eq!(hosts("", "a.lan/x"), Ok(vec!["https://a.lan/v2/x 1".to_owned()]));
     let only = "server = 'https://m.lan'\n[host.'https://m.lan']";
     assert_eq!(hosts(only, "a.lan/x"), Ok(vec!["https://m.lan/v2/x ns mirror 2".to_owned()]));
+    // As containerd reads them.
+    let odd = "capabilities = []\n[host.'https://m.lan']\ncapabilities = ['Pull', 'RESOLVE']";
+    let both = ["https://m.lan/v2/x ns mirror 2", "https://a.lan/v2/x 1"];
+    assert_eq!(hosts(odd, "a.lan/x"), Ok(both.map(str::to_owned).to_vec()));
     let none = "capabilities = ['push']";
     assert!(hosts(none, "a.lan/x").is_err_and(|error| error.contains("capability")));
     let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).expect("a good file");

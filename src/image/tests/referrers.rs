@@ -70,7 +70,7 @@ impl Referring {
         let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
         let last = path.rsplit('/').next()?;
         if path == format!("/v2/app/referrers/{}", self.subject) {
-            let page = query.strip_prefix("page=").and_then(|page| page.parse::<usize>().ok()).unwrap_or(0);
+            let page = query.split('&').find_map(|part| part.strip_prefix("page=")?.parse::<usize>().ok()).unwrap_or(0);
             let next = format!("<http://evil.invalid/v2/app/referrers/x?page={}>; rel=\"next\"", page + 1);
             return Some(match self.way {
                 Way::Api => Self::index(&self.entries),
@@ -148,6 +148,25 @@ async fn a_list_that_tells_the_config_for_the_artifact_is_understood() -> anyhow
         .add(BUNDLE, BUNDLE, bundle(&signer, &statement(Some("images.example/app"), &image.digest())));
     let (room, _registry) = room(&image, &signer, referring).await?;
     assert_eq!(room.pull(NAME).await?.id, image.id());
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_page_is_asked_for_in_the_name_of_the_registry_that_a_mirror_stands_for() -> anyhow::Result<()> {
+    let image = TestImage::new("mirrored");
+    let signer = Signer::new();
+    let referring = Referring::new(Way::Pages, &image.digest())
+        .add("application/spdx+json", "application/spdx+json", b"{}".to_vec())
+        .add(BUNDLE, BUNDLE, bundle(&signer, &statement(Some("images.example/app"), &image.digest())));
+    let (room, registry) = room(&image, &signer, referring).await?;
+    std::fs::write(room.dir.path().join("registries.conf"), "")?;
+    let folder = room.dir.path().join("certs.d/images.example");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("hosts.toml"), format!("server = 'http://{}'\n", registry.host()))?;
+    assert_eq!(room.pull(NAME).await?.id, image.id());
+    assert_eq!(registry.count("/referrers/"), 3);
+    assert_eq!(registry.count("?ns=images.example&page="), 2);
+    assert!(registry.seen().iter().all(|request| request.path.contains("?ns=images.example")), "{:?}", registry.seen());
     Ok(())
 }
 
