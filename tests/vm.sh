@@ -13,7 +13,7 @@ TOP=$(cd "$(dirname "$0")/.." && pwd)
 CACHE=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cricket-vm}
 OUT=${VM_OUT:-$TOP/target/vm}
 # Cgroups, namespaces, mounts and the network of another kernel. A registry or a request is read there as it is here.
-KERNEL_TESTS='crash:: cve_node:: devices:: dual_stack:: events:: exec:: full_disk:: hostports:: image_volumes:: lifecycle:: logs:: mounts::
+KERNEL_TESTS='builtin_network:: crash:: cve_node:: devices:: dual_stack:: events:: exec:: full_disk:: hostports:: image_volumes:: lifecycle:: logs:: mounts::
     pods:: security_context:: stats:: streams:: update:: userns::'
 # The whole run; everything inside has a shorter clock of its own.
 LIMIT=${VM_LIMIT:-90m}
