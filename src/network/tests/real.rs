@@ -196,9 +196,11 @@ fn pods_side_by_side_on_ptp() {
     });
 }
 
+/// CRI-O issue 2849: whatever is at the pin's path after a reboot, a DEL gets no namespace that is not the pod's, and still frees
+/// the pod's addresses.
 #[test]
 #[ignore = "needs root"]
-fn after_a_reboot_addresses_are_freed_with_and_without_a_cache() {
+fn cri_o_2849_after_a_reboot_addresses_are_freed_with_and_without_a_cache() {
     on_own_host(async {
         let fixture = Fixture::new();
         let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
