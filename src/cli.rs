@@ -42,7 +42,7 @@ enum Command {
         #[command(subcommand)]
         command: config::Command,
     },
-    /// List, pull, import or remove images.
+    /// List, pull, import, export, verify or remove images.
     Image {
         #[command(flatten)]
         socket: Socket,
@@ -69,6 +69,9 @@ struct Socket {
 /// A failure's exit code, as sysexits(3) has them: what is wrong with the configuration is told from the rest.
 const EXIT_CONFIG: u8 = 78;
 
+/// Nothing is damaged as far as can be told, and that is not far enough.
+const EXIT_UNVERIFIED: u8 = 3;
+
 /// Runs the command. What goes wrong is one line on stderr.
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
@@ -90,7 +93,13 @@ pub fn run(arguments: Arguments) -> ExitCode {
         },
         Command::Config { command } => config::run(&command),
         Command::Status { socket } => finish(connect::block_on(status::run(&socket.socket))),
-        Command::Image { socket, command } => finish(connect::block_on(image::run(&socket.socket, command))),
+        Command::Image { socket, command } => match connect::block_on(image::run(&socket.socket, command)) {
+            Err(error @ connect::CommandError::Unverified) => {
+                complain(&error);
+                ExitCode::from(EXIT_UNVERIFIED)
+            }
+            result => finish(result),
+        },
     }
 }
 

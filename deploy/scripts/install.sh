@@ -3,7 +3,7 @@
 set -eu
 case ${1:-} in
 run) packages="crun containernetworking-plugins iptables iproute2 procps util-linux gcc libc6-dev make ca-certificates" ;;
-test) packages="crun runc containernetworking-plugins iptables nftables iproute2 procps util-linux busybox docker-registry umoci apparmor
+test) packages="crun runc containernetworking-plugins iptables nftables iproute2 procps util-linux busybox docker-registry umoci skopeo apparmor
     protobuf-compiler jq curl gcc libc6-dev make ca-certificates git" ;;
 vm) packages="qemu-system-x86 debootstrap e2fsprogs binutils jq ca-certificates" ;;
 bench) packages="crun docker-registry containerd curl gzip tar iproute2 procps util-linux gcc libc6-dev make ca-certificates" ;;

@@ -16,6 +16,18 @@ pub(super) enum CommandError {
     Connect { path: PathBuf, source: tonic::transport::Error },
     #[error("{}", .0.message())]
     Answer(tonic::Status),
+    #[error("the daemon's answer cannot be used: {0}")]
+    Strange(String),
+    #[error(transparent)]
+    Export(#[from] crate::image::ExportError),
+    #[error(transparent)]
+    Verify(#[from] crate::storage::StorageError),
+    #[error("{damaged} of {all} images {} damaged", if *damaged == 1 { "is" } else { "are" })]
+    Damaged { damaged: usize, all: usize },
+    #[error(
+        "some layers were unpacked by an older version and cannot be verified; remove their images and pull them again"
+    )]
+    Unverified,
     #[error("{}: cannot be resolved", path.display())]
     Path { path: PathBuf, source: std::io::Error },
 }

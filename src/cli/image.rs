@@ -1,4 +1,6 @@
-//! `cricket image ls|pull|explain|import|rm`.
+//! `cricket image ls|pull|explain|import|export|verify|rm`.
+
+mod kept;
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,11 @@ pub(super) enum Command {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Write images to an OCI layout, which is a `docker save` archive as well when it is a tar.
+    Export(kept::Export),
+    /// Compare what is on disk with what the images are made of. Exit code 1: something is damaged; 3: nothing is, but
+    /// some layers were unpacked by an older version and cannot be verified.
+    Verify(kept::Verify),
     /// Remove images, by id or name.
     Rm {
         #[arg(required = true)]
@@ -75,6 +82,8 @@ pub(super) async fn run(socket: &Path, command: Command) -> Result<(), CommandEr
                 println!("{} {}", image.id, image.tags.join(" "));
             }
         }
+        Command::Export(options) => kept::export(channel, options).await?,
+        Command::Verify(options) => kept::verify(channel, options).await?,
         Command::Rm { references } => {
             for reference in references {
                 let image = Some(ImageSpec { image: reference, ..ImageSpec::default() });

@@ -51,6 +51,8 @@ pub enum ImageError {
     Database { path: PathBuf, doing: &'static str, source: Arc<redb::Error> },
     #[error("{}: not an image archive: {reason}", path.display())]
     Archive { path: PathBuf, reason: String },
+    #[error("{reference}: no such image here")]
+    Unknown { reference: String },
     #[error("{reference}: the pull ended without a result")]
     Lost { reference: String },
 }
@@ -86,6 +88,7 @@ impl ImageError {
             | Self::Signature { .. } => ErrorKind::Denied,
             // The first word of the text is that of the first failure.
             Self::NotFoundAnywhere { failures } => failures.first().map_or(ErrorKind::Internal, Self::kind),
+            Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Refused { attempts, .. } => match attempts.verdict() {
                 Some(Failure::NotFound) => ErrorKind::NotFound,

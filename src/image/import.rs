@@ -30,9 +30,9 @@ pub(super) use archive::sweep;
 const MAX_IMAGES: usize = 256;
 const MAX_DEPTH: usize = 3;
 /// Written by containerd's and Docker's tools: the full name.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(super) const FULL_NAME: &str = "io.containerd.image.name";
 /// Of the OCI specification: a tag, or by custom a full name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Imports every image for this machine that the source holds.
 pub(super) fn run(

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use cri_proto::cricket::v1::node_server::Node;
 use cri_proto::cricket::v1::{
-    ExplainImageRequest, ExplainImageResponse, ExplainedName, ExplainedStep, ImportImageRequest, ImportImageResponse,
-    ImportedImage,
+    ExplainImageRequest, ExplainImageResponse, ExplainedName, ExplainedStep, HeldImage, HoldImagesRequest,
+    HoldImagesResponse, ImportImageRequest, ImportImageResponse, ImportedImage,
 };
 use cri_proto::runtime::v1 as cri;
+use futures_util::stream;
 use serde_json::json;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::container::Container;
@@ -227,6 +229,34 @@ impl Node for Services {
         let names = explained.await.map_err(|error| error_status(&error))?.into_iter().map(explained_name).collect();
         let unusable_files = [&**self.images.unusable_files(), &**self.images.unknown_keys()].concat();
         Ok(Response::new(ExplainImageResponse { names, unusable_files }))
+    }
+
+    type HoldImagesStream = BoxStream<HoldImagesResponse>;
+
+    async fn hold_images(
+        &self,
+        request: Request<HoldImagesRequest>,
+    ) -> Result<Response<Self::HoldImagesStream>, Status> {
+        let references = request.into_inner().references;
+        let hold = self.images.hold(&references).await.map_err(|error| error_status(&error))?;
+        let held = |image: &crate::image::HeldImage| HeldImage {
+            id: image.record.id.to_string(),
+            manifest: image.record.manifest.to_string(),
+            documents: image.record.documents.iter().map(ToString::to_string).collect(),
+            layers: image.record.chain.iter().map(ToString::to_string).collect(),
+            tags: image.tags.clone(),
+            artifact: image.record.is_artifact(),
+        };
+        let root = hold.root.to_string_lossy().into_owned();
+        let message = HoldImagesResponse { root, images: hold.images.iter().map(held).collect() };
+        let messages = stream::unfold((Some(message), hold), |(message, hold)| async {
+            match message {
+                Some(message) => Some((Ok(message), (None, hold))),
+                // What is held is held until the caller goes away and this is dropped.
+                None => std::future::pending().await,
+            }
+        });
+        Ok(Response::new(Box::pin(messages)))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::sys::root::Root;
 pub struct KeptLayer {
     chain: Digest,
     root: Root,
+    diff_id: Digest,
     archive: Option<u64>,
 }
 
@@ -30,8 +31,14 @@ impl KeptLayer {
             _ => StorageError::Layer { chain: chain.clone(), operation: "its marker cannot be read", source },
         };
         let root = Root::open(&images.join("layers").join(chain.hex())).map_err(failed)?;
-        let archive = Marker::read(&root, chain).map_err(failed)?.archive;
-        Ok(Self { chain: chain.clone(), root, archive })
+        let marker = Marker::read(&root, chain).map_err(failed)?;
+        Ok(Self { chain: chain.clone(), root, diff_id: marker.diff_id, archive: marker.archive })
+    }
+
+    /// The digest of the uncompressed archive, as it was when the layer was unpacked.
+    #[must_use]
+    pub fn diff_id(&self) -> &Digest {
+        &self.diff_id
     }
 
     /// Bytes of its uncompressed archive; `None` when it was unpacked by a version that kept no skeleton.

@@ -36,7 +36,7 @@ pub(super) struct Known {
 pub(super) struct Marker {
     version: u32,
     chain_id: Digest,
-    diff_id: Digest,
+    pub diff_id: Digest,
     parent: Option<Digest>,
     usage: Usage,
     opaque_root: bool,

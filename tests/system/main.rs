@@ -44,6 +44,7 @@ mod events;
 mod exec;
 mod full_disk;
 mod hostports;
+mod image_kept;
 mod image_volumes;
 mod images;
 mod internet;

@@ -5,7 +5,7 @@ set -eu
 OUT=$1
 SUITE=bookworm
 PACKAGES=systemd,systemd-sysv,dbus,udev,linux-image-cloud-amd64,initramfs-tools,crun,runc,containernetworking-plugins
-PACKAGES=$PACKAGES,iptables,nftables,iproute2,procps,kmod,apparmor,sudo,jq,busybox,docker-registry,ca-certificates
+PACKAGES=$PACKAGES,iptables,nftables,iproute2,procps,kmod,apparmor,sudo,jq,busybox,docker-registry,umoci,skopeo,ca-certificates
 
 # The mirror is the one that this machine's own Debian packages come from.
 mirror() {
