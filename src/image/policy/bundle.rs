@@ -164,6 +164,26 @@ pub(crate) mod tests {
         assert_eq!(bytes, b"DSSEv1 29 http://example.com/HelloWorld 11 hello world");
     }
 
+    /// What cosign 3.0.2 made of an image, with a key that was made for this test.
+    #[test]
+    fn a_bundle_of_cosign_3_is_understood() -> anyhow::Result<()> {
+        let pem = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEUSHRCu2Xs8y7BVi+cpN/3iMtQdiW\njpSUXax1xBUlTOGP6e2SAqO4/GEJIT/KYkbk+VwdENwHg7ZbC+1XZZPGig==\n-----END PUBLIC KEY-----\n";
+        let payload = concat!(
+            "eyJfdHlwZSI6Imh0dHBzOi8vaW4tdG90by5pby9TdGF0ZW1lbnQvdjEiLCAic3ViamVjdCI6W3siZGlnZXN0Ijp7InNo",
+            "YTI1NiI6IjgwZjE4Yzg0MTZlZDBhMzM1ZWE1NTI2ZWRjMWQ4YWI3MTMxY2JlZTJjNTlhOWNkMTM1YTU2MzFjNzY5ZWYx",
+            "NWIifX1dLCAicHJlZGljYXRlVHlwZSI6Imh0dHBzOi8vc2lnc3RvcmUuZGV2L2Nvc2lnbi9zaWduL3YxIn0="
+        );
+        let signature =
+            "MEQCICWrFxKcyXRijVvJEZSz/ZZidH9IJiTuqodhNbvck3L4AiBtlSCeyVGj+T4Fxm/f6X+lEGJ88//59ruPxnR5pEEA/g==";
+        let bundle = format!(
+            r#"{{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json", "verificationMaterial":{{"publicKey":{{"hint":"seMIauqkU2l8c9e0NsXn+BvhBk+3uQtRWziuKdnejzs="}}}}, "dsseEnvelope":{{"payload":"{payload}", "payloadType":"application/vnd.in-toto+json", "signatures":[{{"sig":"{signature}"}}]}}}}"#
+        );
+        let keys = [Key::from_pem(pem.as_bytes()).map_err(anyhow::Error::msg)?];
+        let digest = "sha256:80f18c8416ed0a335ea5526edc1d8ab7131cbee2c59a9cd135a5631c769ef15b".parse()?;
+        assert_eq!(read(&keys, bundle.as_bytes()), Ok(vec![(digest, None)]));
+        Ok(())
+    }
+
     #[test]
     fn only_a_statement_that_says_signed_counts() -> anyhow::Result<()> {
         let (ours, theirs) = (Signer::new(), Signer::new());
