@@ -1,5 +1,7 @@
 //! Contents of images as volumes: read-only, kept while they are mounted, and never a way out of the image.
 
+use std::os::unix::fs::FileExt as _;
+
 use anyhow::{Context as _, Result, ensure};
 use cri_proto::runtime::v1 as cri;
 use tonic::Code;
@@ -216,6 +218,18 @@ async fn artifacts() -> Result<()> {
     let id = client.pull(name).await?;
     let found = client.image_status(name).await?.context("pulled")?;
     ensure!(found.id == id && found.repo_tags == [name] && found.size > 3 << 20, "{found:?}");
+
+    // A byte of a file that changed is found, as in an image.
+    let socket = node.path("state/cricket.sock").to_string_lossy().into_owned();
+    let verify = ["image", "--socket", &socket, "verify", name];
+    node.world.must(env!("CARGO_BIN_EXE_cricket"), &verify).await?;
+    let layers = node.world.seen(node.path("root/images/layers"));
+    let weights = std::fs::read_dir(&layers)?.flatten().map(|layer| layer.path().join("diff").join(&long));
+    let weights = weights.into_iter().find(|path| path.exists()).context("the file of the weights")?;
+    std::fs::File::options().write(true).open(&weights)?.write_all_at(b"x", 1 << 20)?;
+    let verified = node.world.run(env!("CARGO_BIN_EXE_cricket"), &verify).await?;
+    ensure!(!verified.status.success() && verified.stdout.contains(&long), "{verified:?}");
+    std::fs::File::options().write(true).open(&weights)?.write_all_at(&[7], 1 << 20)?;
 
     // Names that would lead elsewhere, and content that is not what the manifest says.
     for title in ["../../../../tmp/x", "/etc/x", "model/../../x", ".wh.config.json"] {
