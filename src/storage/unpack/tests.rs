@@ -88,6 +88,16 @@ fn cve_2021_32760_metadata_never_goes_through_a_link() {
     }
 }
 
+/// A hard link that is new has nothing to replace: nothing is kept of it, and a container sees as many links as names.
+#[test]
+fn a_hard_link_is_one_more_name_and_no_more() {
+    use std::os::unix::fs::MetadataExt as _;
+    let link = |layer: Layer, name: &[u8]| layer.raw(b'1', (name, b"own"), 0, b"", Attributes::default());
+    let bench = taken(|_| link(Layer::new().file("own", "x"), b"other").done());
+    assert_eq!(std::fs::metadata(bench.diff().join("own")).expect("it is there").nlink(), 2);
+    assert!(!bench.temp.path().join("work").join(crate::storage::skeleton::REPLACED).exists());
+}
+
 #[test]
 fn rustsec_2026_0067_a_directory_entry_replaces_a_symlink() {
     let bench = taken(|outside| {

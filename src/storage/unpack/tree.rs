@@ -213,11 +213,16 @@ impl<'l> Tree<'l> {
             return Err(place.refused("the target of the hard link is a directory"));
         }
         let link = || rustix::fs::linkat(&found, base, &place.parent, place.base, AtFlags::empty());
-        if link() == Err(Errno::EXIST) {
-            let there = place.stat()?;
-            if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) {
-                return Ok(());
+        match link() {
+            Ok(()) => return Ok(()),
+            // Also a link to itself: it is what it is to be, and must not be replaced.
+            Err(Errno::EXIST) => {
+                let there = place.stat()?;
+                if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) {
+                    return Ok(());
+                }
             }
+            Err(_) => {}
         }
         self.make(place, archive, "the hard link cannot be made", link)
     }
