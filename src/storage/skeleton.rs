@@ -18,7 +18,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 
-use flate2::Crc;
+use crc32fast::Hasher as Crc;
 
 use crate::sys::root::Root;
 
@@ -38,6 +38,8 @@ pub(super) const REPLACED: &str = "replaced";
 const MAGIC: &[u8] = b"cricket skeleton 1\n";
 /// Of zstd. Headers of tar are mostly zeros and repetition: higher levels cost time and gain little.
 const LEVEL: i32 = 1;
+/// As a power of two: several layers are written at once, and headers repeat what came shortly before.
+const WINDOW: u32 = 17;
 /// Records are handed to the compressor in pieces of about so many bytes.
 const BATCH: usize = 64 << 10;
 
@@ -70,6 +72,7 @@ impl Writer {
     pub(super) fn create(layer: &Root) -> io::Result<Self> {
         let mut out = zstd::Encoder::new(layer.create_file(NAME, 0o600)?, LEVEL)?;
         out.include_checksum(true)?;
+        out.window_log(WINDOW)?;
         let batch = MAGIC.to_vec();
         Ok(Self { out, batch, open: None, crc: Crc::new(), total: 0, failed: Ok(()) })
     }
@@ -105,7 +108,7 @@ impl Writer {
             self.batch.extend_from_slice(&offset.to_le_bytes());
             self.batch.extend_from_slice(&length.to_le_bytes());
         }
-        self.batch.extend_from_slice(&self.crc.sum().to_le_bytes());
+        self.batch.extend_from_slice(&self.crc.clone().finalize().to_le_bytes());
         self.crc.reset();
         self.send(BATCH);
     }

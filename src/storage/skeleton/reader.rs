@@ -8,8 +8,8 @@ use super::MAGIC;
 const MAX_PATH: u32 = 4096;
 /// Most regions of one file: what unpacking takes.
 const MAX_REGIONS: u32 = 1 << 16;
-/// As a power of two, larger than what [`super::LEVEL`] uses.
-const WINDOW: u32 = 23;
+/// As a power of two: 8 MiB, what every decoder has to offer (RFC 8878).
+const MAX_WINDOW: u32 = 23;
 
 pub(super) enum Record {
     /// So many bytes follow, to be read with [`Records::raw`].
@@ -34,7 +34,7 @@ pub(super) struct Records<R: Read>(BufReader<zstd::Decoder<'static, BufReader<R>
 impl<R: Read> Records<R> {
     pub(super) fn open(source: R) -> io::Result<Self> {
         let mut decoder = zstd::Decoder::new(source)?;
-        decoder.window_log_max(WINDOW)?;
+        decoder.window_log_max(MAX_WINDOW)?;
         let mut records = Self(BufReader::with_capacity(64 << 10, decoder));
         let mut magic = [0; MAGIC.len()];
         records.0.read_exact(&mut magic)?;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 
-use flate2::Crc;
+use crc32fast::Hasher as Crc;
 use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
@@ -222,7 +222,7 @@ impl Content {
     /// All was read: is it what the archive had? Between the regions of a sparse file there must be nothing.
     fn check(&mut self) -> Result<(), Damage> {
         let Some(file) = &self.file else { return Ok(()) };
-        if self.crc.sum() != self.want {
+        if self.crc.clone().finalize() != self.want {
             return Err(self.fail(Wrong::Content));
         }
         let mut from = 0;
