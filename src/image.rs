@@ -18,6 +18,7 @@
 mod artifact;
 mod blobs;
 pub mod config;
+mod copies;
 mod database;
 pub mod document;
 pub mod error;

@@ -37,7 +37,7 @@ mod verify;
 mod volume;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use digest::{Digest, DigestError, Hasher};
 pub use error::StorageError;

@@ -1,7 +1,7 @@
 //! Image records on disk: one redb table from id to record.
 //!
 //! Every commit is durable before it returns. A file that cannot be read is set aside under another name and a new one is
-//! begun: images are pulled again, which is better than a node that does not start. All methods block.
+//! begun with the records of which a copy is left ([`Copies`]): a node that does not start would be worse. All methods block.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -15,6 +15,7 @@ use redb::{Builder, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use sha2::{Digest as _, Sha256};
 
+use super::copies::Copies;
 use super::error::ImageError;
 use super::record::StoredRecord;
 use crate::storage::Digest;
@@ -36,6 +37,12 @@ pub(super) struct Loaded {
     pub unreadable: Vec<String>,
     /// What was wrong with a file that was set aside.
     pub note: Option<String>,
+    /// Records that came back from their copies.
+    pub recalled: usize,
+    /// The file may say less than was written: it is new, or it was repaired.
+    doubtful: bool,
+    /// How many times something was committed.
+    generation: u64,
 }
 
 /// The open file.
@@ -43,20 +50,70 @@ pub(super) struct Loaded {
 pub(super) struct Database {
     path: PathBuf,
     file: redb::Database,
+    copies: Copies,
 }
 
 impl Database {
     /// Opens or makes the file and reads it.
     pub(super) fn open(root: &Path) -> Result<(Self, Loaded), ImageError> {
         let path = root.join("db.redb");
-        let reason = match Self::guarded(&path)? {
-            Ok(opened) => return Ok(opened),
-            Err(reason) => reason,
+        let make = || Self::make(&path).map_err(|error| failed(&path, "cannot be made", error));
+        let (database, mut found) = if path.symlink_metadata().is_err() {
+            make()?
+        } else {
+            match Self::guarded(&path)? {
+                Ok(opened) => opened,
+                Err(reason) => {
+                    let aside = set_aside(&path)?;
+                    let note =
+                        format!("{}: cannot be read ({reason}); set aside as {}", path.display(), aside.display());
+                    let (database, found) = make()?;
+                    (database, Loaded { note: Some(note), ..found })
+                }
+            }
         };
-        let aside = set_aside(&path)?;
-        let note = format!("{}: cannot be read ({reason}); set aside as {}", path.display(), aside.display());
-        let (database, found) = Self::read(&path).map_err(|error| failed(&path, "cannot be made", error))?;
-        Ok((database, Loaded { note: Some(note), ..found }))
+        database.recall(&mut found)?;
+        Ok((database, found))
+    }
+
+    /// Makes a file that has its name only when it is whole: the library writes what tells a database from another file
+    /// last, and a power cut before that would leave one that is damaged.
+    fn make(path: &Path) -> Result<(Self, Loaded), redb::Error> {
+        let new = path.with_extension("redb.new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let (made, found) = Self::read(&new)?;
+        std::fs::rename(&new, path)?;
+        std::fs::File::open(path.parent().unwrap_or(path))?.sync_all()?;
+        Ok((Self { path: path.to_owned(), ..made }, Loaded { doubtful: true, ..found }))
+    }
+
+    /// Takes from the copies what the file has lost, and brings them up to date.
+    fn recall(&self, found: &mut Loaded) -> Result<(), ImageError> {
+        let mut back = Vec::new();
+        found.doubtful |= self.copies.generation() > found.generation;
+        if found.doubtful || !found.unreadable.is_empty() {
+            for (name, value) in self.copies.all() {
+                let key = format!("sha256:{name}");
+                let (Ok(id), Some(record)) = (key.parse::<Digest>(), decode(&key, &value)) else { continue };
+                if !found.records.contains_key(&id) && (found.doubtful || found.unreadable.contains(&key)) {
+                    back.push((id, record));
+                }
+            }
+        }
+        if back.is_empty() {
+            self.copies.set_generation(found.generation);
+        } else {
+            self.commit(&back, &[])?;
+            found.unreadable.retain(|key| back.iter().all(|(id, _)| id.as_str() != key));
+            found.recalled = back.len();
+            found.records.extend(back);
+        }
+        let copy = |(id, record): (&Digest, &StoredRecord)| (id.hex().to_owned(), encode(id.as_str(), record));
+        self.copies.settle(&found.records.iter().map(copy).collect());
+        Ok(())
     }
 
     /// Reads the file so that no damage in it ends the daemon for good. The library panics on some kinds of damage: that
@@ -91,8 +148,8 @@ impl Database {
         let backend = FileBackend::new(options.open(path)?)?;
         let mut file = Builder::new().set_cache_size(CACHE).create_with_backend(backend)?;
         // Compares every page with its checksum, which a plain open does not. The file is small.
-        file.check_integrity()?;
-        let mut found = Loaded::default();
+        let whole = file.check_integrity()?;
+        let mut found = Loaded { doubtful: !whole, ..Loaded::default() };
         let read = file.begin_read()?;
         match read.open_table(IMAGES) {
             Ok(table) => {
@@ -113,17 +170,31 @@ impl Database {
         // A write at once, so that damage to the free list shows here and not under the first pull.
         let mut write = file.begin_write()?;
         write.set_quick_repair(true);
-        write.open_table(META)?.insert("opened-by", env!("CARGO_PKG_VERSION"))?;
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("opened-by", env!("CARGO_PKG_VERSION"))?;
+            found.generation = generation(&meta)?;
+        }
         write.commit()?;
-        Ok((Self { path: path.to_owned(), file }, found))
+        let copies = Copies::open(path.parent().unwrap_or(path));
+        Ok((Self { path: path.to_owned(), file, copies }, found))
     }
 
     /// Writes and removes records in one durable step.
     pub(super) fn commit(&self, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<(), ImageError> {
-        self.try_commit(put, remove).map_err(|error| failed(&self.path, "cannot be written", error))
+        let generation =
+            self.try_commit(put, remove).map_err(|error| failed(&self.path, "cannot be written", error))?;
+        for (id, record) in put {
+            self.copies.put(id.hex(), &encode(id.as_str(), record));
+        }
+        for id in remove.iter().filter_map(|id| id.parse::<Digest>().ok()) {
+            self.copies.remove(id.hex());
+        }
+        self.copies.set_generation(generation);
+        Ok(())
     }
 
-    fn try_commit(&self, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<(), redb::Error> {
+    fn try_commit(&self, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<u64, redb::Error> {
         let mut write = self.file.begin_write()?;
         // Saves the scan of the whole file after a crash, for some hundred microseconds a commit.
         write.set_quick_repair(true);
@@ -136,9 +207,19 @@ impl Database {
                 table.remove(id.as_str())?;
             }
         }
+        let next = {
+            let mut meta = write.open_table(META)?;
+            let next = generation(&meta)?.saturating_add(1);
+            meta.insert("generation", next.to_string().as_str())?;
+            next
+        };
         write.commit()?;
-        Ok(())
+        Ok(next)
     }
+}
+
+fn generation(meta: &redb::Table<'_, &'static str, &'static str>) -> Result<u64, redb::Error> {
+    Ok(meta.get("generation")?.and_then(|text| text.value().parse().ok()).unwrap_or(0))
 }
 
 /// A record's value: the SHA-256 of key and JSON, then the JSON. Damage that slips through the library's own
@@ -195,6 +276,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::tests::builder::Seeded;
     use std::collections::BTreeSet;
 
     fn record(n: u8) -> (Digest, StoredRecord) {
@@ -222,26 +304,72 @@ mod tests {
         assert_eq!((found.records.len(), found.unreadable.len(), found.note), (40, 0, None));
         drop(database);
         let whole = std::fs::read(&path)?;
-        let mut damaged: Vec<Vec<u8>> = [0, 1, 9, 100, 4096, whole.len() / 2, whole.len() - 1]
-            .iter()
-            .map(|length| whole[..*length].to_vec())
-            .collect();
-        for at in (0..whole.len()).step_by(whole.len() / 150).chain(0..400) {
-            let mut bytes = whole.clone();
+        for bytes in damaged(&whole) {
+            std::fs::write(&path, &bytes)?;
+            let (database, found) = Database::open(dir.path())?;
+            // Whatever the file has lost, the copies have.
+            for n in 0..40 {
+                let (id, stored) = record(n);
+                assert_eq!(found.records.get(&id), Some(&stored), "{:?}", found.note);
+            }
+            assert!(found.records.len() <= 41 && found.unreadable.is_empty());
+            database.commit(&[record(50)], &[])?;
+        }
+        Ok(())
+    }
+
+    /// The file cut off, with single bits turned, with whole pages of noise, and with random bytes at random places.
+    fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
+        let mut random = Seeded(40);
+        let mut damaged: Vec<Vec<u8>> = vec![Vec::new(), whole[..whole.len() - 1].to_vec()];
+        for page in (0..whole.len()).step_by(4096) {
+            damaged.push(whole[..page].to_vec());
+            let mut noise = whole.to_vec();
+            let end = (page + 4096).min(whole.len());
+            noise[page..end].fill_with(|| random.next().to_le_bytes()[0]);
+            damaged.push(noise);
+        }
+        for at in (0..whole.len()).step_by(whole.len() / 100).chain(0..300) {
+            let mut bytes = whole.to_vec();
             bytes[at] ^= 0x5a;
             damaged.push(bytes);
         }
-        for bytes in damaged {
-            std::fs::write(&path, &bytes)?;
-            let (database, found) = Database::open(dir.path())?;
-            // What is found is what was stored, or it is not found.
-            for n in 0..40 {
-                let (id, stored) = record(n);
-                assert!(found.records.get(&id).is_none_or(|found| *found == stored));
+        for _ in 0..200 {
+            let mut bytes = whole.to_vec();
+            for _ in 0..=random.below(40) {
+                let at = usize::try_from(random.below(whole.len() as u64)).expect("an index");
+                bytes[at] = random.next().to_le_bytes()[0];
             }
-            assert!(found.records.len() <= 40);
-            database.commit(&[record(50)], &[])?;
+            damaged.push(bytes);
         }
+        damaged
+    }
+
+    #[test]
+    fn copies_are_asked_only_when_the_file_is_at_fault() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (database, _) = Database::open(dir.path())?;
+        database.commit(&[record(1), record(2)], &[])?;
+        let folder = dir.path().join("records");
+        let kept = std::fs::read(folder.join(record(2).0.hex()))?;
+        database.commit(&[], &[record(2).0.to_string()])?;
+        assert_eq!(std::fs::read_dir(&folder)?.count(), 1);
+        drop(database);
+        // A copy that a power cut brought back, one that is half written, and one that is missing.
+        std::fs::write(folder.join(record(2).0.hex()), &kept)?;
+        std::fs::write(folder.join(record(3).0.hex()), &kept[..kept.len() / 2])?;
+        std::fs::remove_file(folder.join(record(1).0.hex()))?;
+        let (database, found) = Database::open(dir.path())?;
+        assert_eq!((found.records.into_keys().collect::<Vec<_>>(), found.recalled), (vec![record(1).0], 0));
+        assert_eq!(std::fs::read_dir(&folder)?.count(), 1);
+        drop(database);
+        // Half a copy, and one under the name of another, are none.
+        std::fs::write(folder.join(record(3).0.hex()), &kept[..kept.len() / 2])?;
+        std::fs::write(folder.join(record(4).0.hex()), &kept)?;
+        std::fs::write(dir.path().join("db.redb"), "no database")?;
+        let (_database, found) = Database::open(dir.path())?;
+        assert_eq!((found.records.into_keys().collect::<Vec<_>>(), found.recalled), (vec![record(1).0], 1));
+        assert!(found.note.is_some());
         Ok(())
     }
 
@@ -257,7 +385,7 @@ mod tests {
         drop(database);
         std::fs::write(dir.path().join("db.opening"), "2")?;
         let (_database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.len(), found.note.is_some()), (0, true));
+        assert_eq!((found.records.len(), found.recalled, found.note.is_some()), (1, 1, true));
         assert!(!dir.path().join("db.opening").exists());
         Ok(())
     }

@@ -60,8 +60,12 @@ impl Table {
     /// Opens the table. Images whose layers or documents are missing are dropped and named in the notes.
     pub(super) fn open(root: &Path, pins: Pins, layers: &dyn LayerStore) -> Result<(Self, Vec<String>), ImageError> {
         let blobs = Blobs::open(root)?;
-        let (database, Loaded { records: stored, unreadable: mut doomed, note }) = Database::open(root)?;
+        let (database, loaded) = Database::open(root)?;
+        let Loaded { records: stored, unreadable: mut doomed, note, recalled, .. } = loaded;
         let mut notes: Vec<String> = note.into_iter().collect();
+        if recalled > 0 {
+            notes.push(format!("{recalled} images are known from the copies of their records"));
+        }
         notes.extend(doomed.iter().map(|id| format!("image {id}: its record cannot be read; dropped")));
         let mut by_id = BTreeMap::new();
         for (id, record) in stored {

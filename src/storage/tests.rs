@@ -1,7 +1,7 @@
 //! Tests of the store, and what the tests of its parts share.
 
-pub(super) mod builder;
-pub(super) mod scan;
+pub(crate) mod builder;
+pub(crate) mod scan;
 
 mod layers;
 mod reading;
@@ -53,4 +53,15 @@ impl Fixture {
     pub(super) fn diff(&self, chain: &Digest) -> std::path::PathBuf {
         self.temp.path().join("images/layers").join(chain.hex()).join("diff")
     }
+}
+
+/// Runs in a mount namespace of its own, with nothing left behind. Threads that it starts share it.
+pub(crate) fn private(work: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+    std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        crate::sys::mount::make_private(std::path::Path::new("/"), true)?;
+        work()
+    })
+    .join()
+    .expect("the thread ends")
 }

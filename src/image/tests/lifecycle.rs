@@ -164,7 +164,7 @@ async fn damage_drops_one_image_and_never_the_store() -> anyhow::Result<()> {
     assert!(room.images.notes()[0].contains("config"), "{:?}", room.images.notes());
     room.assert_clean().await;
 
-    room.pull(&b.name("app:v1")).await?;
+    let kept = room.pull(&b.name("app:v1")).await?;
     let room_dir = room.dir.path().join("images");
     let Room { dir, layers, images } = room;
     until(|| layers.leases() == 0 && Arc::strong_count(&images.0) == 1).await;
@@ -174,8 +174,13 @@ async fn damage_drops_one_image_and_never_the_store() -> anyhow::Result<()> {
     assert!(images.notes()[0].contains("set aside"), "{:?}", images.notes());
     let room = Room { dir, layers, images };
     assert!(room_dir.join("db.redb.broken-0").exists());
-    room.assert_clean().await;
-    room.pull(&b.name("app:v1")).await?;
+    // With all its names; nothing is fetched again.
+    assert_eq!(room.images.list(None), std::slice::from_ref(&kept));
+    let before = b.count("/blobs/");
+    assert_eq!(room.pull(&b.name("app:v1")).await?, kept);
+    assert_eq!((b.count("/blobs/"), room.layers.count()), (before, 2));
+    room.images.remove(&b.name("app:v1")).await?;
+    room.reopen().await?.assert_clean().await;
     Ok(())
 }
 

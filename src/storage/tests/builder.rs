@@ -6,11 +6,11 @@ use tar::Header;
 
 /// A tar archive in the making.
 #[derive(Clone, Default)]
-pub(in crate::storage) struct Layer(pub Vec<u8>);
+pub(crate) struct Layer(pub Vec<u8>);
 
 /// The fixed fields of an entry.
 #[derive(Clone, Copy)]
-pub(in crate::storage) struct Attributes {
+pub(crate) struct Attributes {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -26,12 +26,12 @@ impl Default for Attributes {
 }
 
 impl Layer {
-    pub(in crate::storage) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// Appends a header with these very bytes in it, and content padded to a block.
-    pub(in crate::storage) fn raw(
+    pub(crate) fn raw(
         mut self,
         flag: u8,
         (name, link): (&[u8], &[u8]),
@@ -53,7 +53,7 @@ impl Layer {
     }
 
     /// Appends a header as it is, with its checksum set, and content padded to a block.
-    pub(in crate::storage) fn block(&mut self, mut header: Header, content: &[u8]) -> Self {
+    pub(crate) fn block(&mut self, mut header: Header, content: &[u8]) -> Self {
         header.set_cksum();
         self.0.extend_from_slice(header.as_bytes());
         self.0.extend_from_slice(content);
@@ -61,30 +61,30 @@ impl Layer {
         std::mem::take(self)
     }
 
-    pub(in crate::storage) fn entry(self, flag: u8, name: &str, link: &str) -> Self {
+    pub(crate) fn entry(self, flag: u8, name: &str, link: &str) -> Self {
         let mode = if flag == b'5' { 0o755 } else { 0o644 };
         self.raw(flag, (name.as_bytes(), link.as_bytes()), 0, b"", Attributes { mode, ..Attributes::default() })
     }
 
-    pub(in crate::storage) fn file(self, name: &str, content: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(self, name: &str, content: impl AsRef<[u8]>) -> Self {
         let content = content.as_ref();
         self.raw(b'0', (name.as_bytes(), b""), content.len() as u64, content, Attributes::default())
     }
 
-    pub(in crate::storage) fn dir(self, name: &str) -> Self {
+    pub(crate) fn dir(self, name: &str) -> Self {
         self.entry(b'5', name, "")
     }
 
-    pub(in crate::storage) fn symlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
         self.entry(b'2', name, target)
     }
 
-    pub(in crate::storage) fn hardlink(self, name: &str, target: &str) -> Self {
+    pub(crate) fn hardlink(self, name: &str, target: &str) -> Self {
         self.entry(b'1', name, target)
     }
 
     /// A pax header for the next entry.
-    pub(in crate::storage) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -99,28 +99,28 @@ impl Layer {
         self.pax_bytes(b'x', &data)
     }
 
-    pub(in crate::storage) fn pax_bytes(self, flag: u8, data: &[u8]) -> Self {
+    pub(crate) fn pax_bytes(self, flag: u8, data: &[u8]) -> Self {
         self.raw(flag, (b"pax", b""), data.len() as u64, data, Attributes::default())
     }
 
     /// The whole archive, with the two blocks of zeros.
-    pub(in crate::storage) fn done(mut self) -> Vec<u8> {
+    pub(crate) fn done(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
-pub(in crate::storage) fn gzip(data: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(data).expect("writing to memory");
     encoder.finish().expect("writing to memory")
 }
 
 /// Numbers that look random and are the same each time.
-pub(in crate::storage) struct Seeded(pub u64);
+pub(crate) struct Seeded(pub u64);
 
 impl Seeded {
-    pub(in crate::storage) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // SplitMix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -129,11 +129,11 @@ impl Seeded {
         z ^ (z >> 31)
     }
 
-    pub(in crate::storage) fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    pub(in crate::storage) fn pick<'t, T>(&mut self, from: &'t [T]) -> &'t T {
+    pub(crate) fn pick<'t, T>(&mut self, from: &'t [T]) -> &'t T {
         &from[usize::try_from(self.below(from.len() as u64)).expect("an index")]
     }
 }

@@ -8,17 +8,6 @@ use super::builder::{Attributes, Layer};
 use super::*;
 use crate::storage::StorageError;
 
-/// Runs in a mount namespace of its own, with nothing left behind.
-fn private(work: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
-    std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        crate::sys::mount::make_private(Path::new("/"), true)?;
-        work()
-    })
-    .join()
-    .expect("the thread ends")
-}
-
 #[test]
 #[ignore = "needs root"]
 fn a_root_file_system_shows_the_layers_and_keeps_set_uid() -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// All that is observable of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::storage) struct Facts {
+pub(crate) struct Facts {
     pub kind: char,
     pub mode: u32,
     pub owner: (u32, u32),
@@ -20,17 +20,22 @@ pub(in crate::storage) struct Facts {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-pub(in crate::storage) type Tree = BTreeMap<PathBuf, Facts>;
+pub(crate) type Tree = BTreeMap<PathBuf, Facts>;
 
-/// Reads a tree; the root itself is the empty path.
-pub(in crate::storage) fn scan(root: &Path) -> anyhow::Result<Tree> {
+/// Reads a tree; the root itself is the empty path. A name that is listed but cannot be looked up is not there: an overlay
+/// lists whiteouts of a folder that only one layer has.
+pub(crate) fn scan(root: &Path) -> anyhow::Result<Tree> {
     let mut paths = vec![PathBuf::new()];
     let mut at = 0;
     while at < paths.len() {
         let path = root.join(&paths[at]);
         if path.symlink_metadata()?.is_dir() {
-            for entry in std::fs::read_dir(path)? {
-                paths.push(paths[at].join(entry?.file_name()));
+            for entry in std::fs::read_dir(&path)? {
+                let name = entry?.file_name();
+                match path.join(&name).symlink_metadata() {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    _ => paths.push(paths[at].join(name)),
+                }
             }
         }
         at += 1;
@@ -86,7 +91,7 @@ fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 }
 
 /// Says what differs, in words, or nothing. A time that one side leaves out is not compared.
-pub(in crate::storage) fn differences(ours: &Tree, theirs: &Tree) -> Vec<String> {
+pub(crate) fn differences(ours: &Tree, theirs: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for path in ours.keys().chain(theirs.keys()).collect::<std::collections::BTreeSet<_>>() {
         match (ours.get(path), theirs.get(path)) {

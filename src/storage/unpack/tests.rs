@@ -8,6 +8,7 @@ use crate::storage::tests::builder::{Attributes, Layer, gzip};
 use crate::storage::tests::scan::{Tree, differences, scan};
 
 mod damaged;
+mod merged;
 mod model;
 mod parser;
 
@@ -98,8 +99,9 @@ fn a_hard_link_is_one_more_name_and_no_more() {
     assert!(!bench.temp.path().join("work").join(crate::storage::skeleton::REPLACED).exists());
 }
 
+/// RUSTSEC-2026-0067, and in another library RUSTSEC-2026-0113.
 #[test]
-fn rustsec_2026_0067_a_directory_entry_replaces_a_symlink() {
+fn rustsec_2026_0067_rustsec_2026_0113_a_directory_entry_replaces_a_symlink() {
     let bench = taken(|outside| {
         let wide = Attributes { mode: 0o777, ..Attributes::default() };
         Layer::new()
@@ -210,7 +212,7 @@ fn a_parent_that_is_a_file_is_an_error_and_a_dangling_link_leads_on() {
 /// The hazard that upstream closed without an id in 2026: metadata set by path after another had swapped the name. Here
 /// another thread swaps for as long as the unpack lasts.
 #[test]
-fn metadata_does_not_follow_a_name_that_is_swapped_meanwhile() -> anyhow::Result<()> {
+fn containerd_ba50a5645_metadata_does_not_follow_a_name_that_is_swapped_meanwhile() -> anyhow::Result<()> {
     let bench = Bench::new()?;
     let done = std::sync::atomic::AtomicBool::new(false);
     let (diff, outside) = (bench.diff(), bench.outside());
