@@ -2,6 +2,7 @@
 //! borrowed descriptors, and their errors name the call and the path.
 #![allow(clippy::disallowed_methods)] // this room is where the banned calls are wrapped
 
+pub mod calm;
 pub mod caps;
 pub mod cgroup;
 pub mod clone;

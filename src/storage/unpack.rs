@@ -10,6 +10,7 @@
 
 use std::io::Read;
 
+use crate::sys::calm::Calm;
 use crate::sys::root::Root;
 
 mod archive;
@@ -114,6 +115,8 @@ fn unpack_caching(
     (compression, reader): (Compression, impl Read + Send),
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
+    // A node that pulls still answers: this may take minutes of processor time.
+    let _calm = Calm::begin();
     stream::decompressed(compression, reader, limits.bytes, |blocks| {
         let unwritten = |source| UnpackError::Skeleton { operation: "it cannot be written", source };
         let skeleton = skeleton::Writer::create(beside).map_err(unwritten)?;

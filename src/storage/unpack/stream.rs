@@ -8,6 +8,7 @@ use flate2::bufread::MultiGzDecoder;
 use super::{Compression, UnpackError, zstd_window};
 use crate::storage::digest::{Digest, Hasher};
 use crate::storage::skeleton;
+use crate::sys::calm::Calm;
 
 /// One buffer; large enough that handing it over costs nothing beside filling it.
 const BUFFER: usize = 256 << 10;
@@ -67,6 +68,7 @@ pub(super) fn decompressed<T>(
 }
 
 fn produce(compression: Compression, reader: impl Read, send: &SyncSender<Chunk>, reuse: &Receiver<Vec<u8>>) {
+    let _calm = Calm::begin();
     let mut input = BufReader::with_capacity(BUFFER, reader);
     let last = match std::io::BufRead::fill_buf(&mut input) {
         Err(source) => Chunk::Failed(UnpackError::Stream { compression, source }),

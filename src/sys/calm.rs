@@ -1,0 +1,50 @@
+//! Work that makes way: a thread that computes for seconds on end lets those go first which answer a caller.
+
+/// How nice a calm thread is; 0 is everybody, 19 is nicest (sched(7)). At 10 it has a tenth of another one's weight when both
+/// want the processor, and all of it when nobody else does.
+const NICE: i32 = 10;
+
+/// The calling thread is calm for as long as this lives. Nice values are of threads on Linux, whatever POSIX says (setpriority(2)).
+#[derive(Debug)]
+pub struct Calm {
+    before: i32,
+    /// Threads have no names here that another one could use.
+    _of_this_thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Calm {
+    /// Makes the calling thread calm. Where the kernel refuses, nothing changes: the work is the same.
+    #[must_use = "it ends with this value"]
+    pub fn begin() -> Self {
+        let before = rustix::process::getpriority_process(None).unwrap_or(0);
+        // A refusal leaves everything as it was.
+        let _ = rustix::process::setpriority_process(None, before.max(NICE));
+        Self { before, _of_this_thread: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Calm {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::process::setpriority_process(None, self.before) {
+            tracing::debug!(%error, "a thread stays at a low priority");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_calm_by_itself_and_for_a_while() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let other = std::thread::spawn(move || {
+            let calm = Calm::begin();
+            let during = nice();
+            drop(calm);
+            during
+        });
+        assert_eq!((other.join().unwrap(), nice()), (before.max(NICE), before));
+    }
+}
