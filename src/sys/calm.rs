@@ -1,8 +1,8 @@
 //! Work that makes way: a thread that computes for seconds on end lets those go first which answer a caller.
 
-/// How nice a calm thread is; 0 is everybody, 19 is nicest (sched(7)). At 10 it has a tenth of another one's weight when both
-/// want the processor, and all of it when nobody else does.
-const NICE: i32 = 10;
+/// How nice a calm thread is; 0 is everybody, 19 is nicest (sched(7)). At 5 a thread that wakes to answer goes first, and the work
+/// still has a third of another one's weight: where pods take all of the processors, a pull must not starve.
+const NICE: i32 = 5;
 
 /// The calling thread is calm for as long as this lives. Nice values are of threads on Linux, whatever POSIX says (setpriority(2)).
 #[derive(Debug)]
