@@ -393,7 +393,7 @@ fn rebuilt(bench: &Bench) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Leaves the root itself out: no entry describes it.
-fn below_root(tree: Tree) -> Tree {
+pub(super) fn below_root(tree: Tree) -> Tree {
     tree.into_iter().filter(|(path, _)| !path.as_os_str().is_empty()).collect()
 }
 
@@ -540,7 +540,7 @@ pub(super) fn by_umoci(image: &Path, into: &Path) -> anyhow::Result<()> {
 }
 
 /// How many cases to generate; `CRICKET_UNPACK_CASES` is a factor in percent.
-fn cases(usual: u64) -> u64 {
+pub(super) fn cases(usual: u64) -> u64 {
     let percent = std::env::var("CRICKET_UNPACK_CASES").ok().and_then(|text| text.parse::<u64>().ok());
     usual * percent.unwrap_or(100) / 100
 }
