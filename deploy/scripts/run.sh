@@ -94,7 +94,8 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-"$CRICKET" serve --config "$FILES/config.toml" >"$FILES/cricket.log" 2>&1 </dev/null &
+# In a session of its own: Ctrl-C is for this script, which takes the pod away first. A daemon that is told to stop leaves its pods.
+setsid "$CRICKET" serve --config "$FILES/config.toml" >"$FILES/cricket.log" 2>&1 </dev/null &
 DAEMON=$!
 for _ in $(seq 200); do
     crictl version >/dev/null 2>&1 && break
