@@ -22,7 +22,7 @@ pub(super) struct Blobs {
 impl Blobs {
     /// Opens or makes the folder; what a crash left half-written is removed.
     pub(super) fn open(root: &Path) -> Result<Self, ImageError> {
-        let folder = root.join("blobs").join("sha256");
+        let folder = folder(root);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -57,10 +57,8 @@ impl Blobs {
 
     /// A document, if it is there and still has its digest.
     pub(super) fn get(&self, digest: &Digest) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let file = File::open(self.path(digest))?;
-        file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut bytes)?;
-        if Digest::of(&bytes) == *digest {
+        let (bytes, got) = read(&self.path(digest))?;
+        if got == *digest {
             Ok(bytes)
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidData, "its content has another digest"))
@@ -113,6 +111,20 @@ impl Blobs {
     fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }
+}
+
+/// Where a store keeps its documents.
+pub(super) fn folder(root: &Path) -> PathBuf {
+    root.join("blobs").join("sha256")
+}
+
+/// A document as it is, with the digest that it really has. What is larger than any document may be is not read to its end, and
+/// so has another digest.
+pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, Digest)> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_CONFIG as u64 + 1).read_to_end(&mut bytes)?;
+    let digest = Digest::of(&bytes);
+    Ok((bytes, digest))
 }
 
 const TEMPORARY: &str = ".new-";

@@ -180,12 +180,9 @@ pub fn plan(
     if !stated(&file.platform.os, &host.os) || !stated(&file.platform.architecture, &host.architecture) {
         return Err(ContentError::NoPlatform { host: host.clone(), offered: cut(&file.platform.to_string()) });
     }
-    let mut parent: Option<Digest> = None;
     let mut plans = Vec::with_capacity(layers.len());
-    for (layer, diff_id) in layers.iter().zip(&file.diff_ids) {
+    for ((layer, diff_id), chain) in layers.iter().zip(&file.diff_ids).zip(Digest::chains(&file.diff_ids)) {
         check_layer(&layer.media_type)?;
-        let chain = Digest::chain(parent.as_ref(), diff_id);
-        parent = Some(chain.clone());
         plans.push(LayerPlan {
             chain,
             diff_id: diff_id.clone(),

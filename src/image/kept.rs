@@ -1,12 +1,11 @@
 //! An image in the store, read from outside of the daemon while the daemon holds it ([`super::hold`]). All of it blocks.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::blobs;
 use super::config::{self, ConfigFile};
-use super::document::MAX_CONFIG;
 use crate::storage::{Digest, KeptLayer, Report, StorageError};
 
 /// What an image is made of.
@@ -57,13 +56,8 @@ impl KeptImage {
     /// # Errors
     /// [`KeptError::Document`] and [`KeptError::Digest`].
     pub(super) fn document(root: &Path, digest: &Digest) -> Result<Vec<u8>, KeptError> {
-        let path = root.join("blobs/sha256").join(digest.hex());
-        let mut bytes = Vec::new();
-        let limit = u64::try_from(MAX_CONFIG).unwrap_or(u64::MAX) + 1;
-        File::open(&path)
-            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-            .map_err(|source| KeptError::Document { path: path.clone(), source })?;
-        let got = Digest::of(&bytes);
+        let path = blobs::folder(root).join(digest.hex());
+        let (bytes, got) = blobs::read(&path).map_err(|source| KeptError::Document { path: path.clone(), source })?;
         if got == *digest { Ok(bytes) } else { Err(KeptError::Digest { path, got }) }
     }
 
@@ -75,11 +69,11 @@ impl KeptImage {
         let bytes = Self::document(root, &self.id)?;
         let wrong = |why: String| KeptError::Config { id: self.id.clone(), why };
         let file = config::parse(&bytes).map_err(|error| wrong(error.to_string()))?;
-        let mut chain: Vec<Digest> = Vec::new();
-        for diff_id in &file.diff_ids {
-            chain.push(Digest::chain(chain.last(), diff_id));
+        if Digest::chains(&file.diff_ids) == self.layers {
+            Ok((bytes, file))
+        } else {
+            Err(wrong("it names others".to_owned()))
         }
-        if chain == self.layers { Ok((bytes, file)) } else { Err(wrong("it names others".to_owned())) }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Whether the policy lets an image in, decided on digests before a layer of it is fetched.
 //!
 //! Signatures are looked for as cosign stores them, in the image's own repository at the places that serve the image: below the
-//! tag `sha256-<digest>.sig`, and among what refers to the digest (OCI 1.1), as cosign 3 does. One on the digest of the manifest that runs counts, and so does one on the index that
-//! was asked for, which names that manifest by its digest. Where a signature comes from does not matter, as it vouches for
-//! itself; a place that has none, or a bad one, is passed over for the next.
+//! tag `sha256-<digest>.sig`, and among what refers to the digest (OCI 1.1), as cosign 3 does. One on the digest of the manifest
+//! that runs counts, and so does one on the index that was asked for, which names that manifest by its digest. Where a signature
+//! comes from does not matter, as it vouches for itself; a place that has none, or a bad one, is passed over for the next.
 
 use std::path::Path;
 use std::sync::Arc;

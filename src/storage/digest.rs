@@ -49,6 +49,16 @@ impl Digest {
             Some(parent) => Self::of(format!("{parent} {diff_id}").as_bytes()),
         }
     }
+
+    /// The chain ids of an image's layers, the base first, by their diff ids.
+    #[must_use]
+    pub fn chains(diff_ids: &[Self]) -> Vec<Self> {
+        let mut chains: Vec<Self> = Vec::with_capacity(diff_ids.len());
+        for diff_id in diff_ids {
+            chains.push(Self::chain(chains.last(), diff_id));
+        }
+        chains
+    }
 }
 
 /// The digest of a stream. Each byte of a layer is hashed twice, packed and unpacked, which is a good part of the work of a

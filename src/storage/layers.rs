@@ -102,8 +102,8 @@ impl Drop for Staging {
 
 impl Storage {
     /// Unpacks a layer next to the store, and checks that its content is what the image says. `reader` yields the bytes
-    /// as the registry has them; without a `diff_id` the caller made the archive and verifies what is in it. See [`Limits`] for what a layer may not exceed. The reader must fail when its source
-    /// stalls.
+    /// as the registry has them; without a `diff_id` the caller made the archive and verifies what is in it. See [`Limits`] for
+    /// what a layer may not exceed. The reader must fail when its source stalls.
     ///
     /// # Errors
     /// [`StorageError::Unpack`], [`StorageError::DiffId`] when the digest of the uncompressed stream is another, and

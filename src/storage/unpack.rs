@@ -26,7 +26,7 @@ mod tests;
 
 pub(super) use archive::{Entry, Kind, Timestamp};
 pub use error::UnpackError;
-pub(super) use name::{CleanName, Meaning};
+pub(super) use name::{CleanName, Meaning, os};
 pub(super) use tree::{OPAQUE, is_whiteout, wanted};
 
 use super::digest::Digest;

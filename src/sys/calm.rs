@@ -8,7 +8,7 @@ const NICE: i32 = 5;
 #[derive(Debug)]
 pub struct Calm {
     before: i32,
-    /// Threads have no names here that another one could use.
+    /// Not `Send`: it must end on the thread that it began on.
     _of_this_thread: std::marker::PhantomData<*const ()>,
 }
 

@@ -77,7 +77,6 @@ async fn attempt(
 
 /// Blocks: unpacks from the pipe, then verifies what went through it.
 fn stage(store: &dyn LayerStore, mut pipe: Pipe, layer: &LayerPlan) -> Result<Staged, Failure> {
-    let stopped = || Failure::Connection("the download stopped".to_owned());
     if let Some(name) = &layer.file {
         let odd = |error: io::Error| Failure::Unpack(LayerError::of_the_layer(error.to_string()));
         let mut content = artifact::archive(name, layer.size, &mut pipe).map_err(odd)?;
@@ -97,9 +96,13 @@ fn stage(store: &dyn LayerStore, mut pipe: Pipe, layer: &LayerPlan) -> Result<St
 fn verified(staged: Staged, pipe: Pipe, layer: &LayerPlan) -> Result<Staged, Failure> {
     match pipe.finish(&layer.digest) {
         Ok(()) => Ok(staged),
-        Err(PipeError::Stopped) => Err(Failure::Connection("the download stopped".to_owned())),
+        Err(PipeError::Stopped) => Err(stopped()),
         Err(PipeError::Content(error)) => Err(error.into()),
     }
+}
+
+fn stopped() -> Failure {
+    Failure::Connection("the download stopped".to_owned())
 }
 
 async fn feed(

@@ -8,7 +8,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::sys::netlink::{Family, Message, NetlinkError, Socket, attributes, be32, find, text};
+use crate::sys::netlink::{Family, NetlinkError, Socket, attributes, be32, find, text};
 use crate::sys::xtables::{self, Forward};
 
 use super::link::BRIDGE;
@@ -70,7 +70,7 @@ fn by_rule(rule: &str, place: &str) -> String {
 }
 
 /// A chain at the hook "forward".
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Chain {
     table: String,
     name: String,
@@ -136,10 +136,10 @@ fn names_bridge(socket: &mut Socket, family: u8, base: &Chain, own: Vec<Rule>) -
 }
 
 fn rules(socket: &mut Socket, family: u8, table: &str, chain: &str) -> Result<Vec<Rule>, NetlinkError> {
-    let message: Message = nft::rules(family, table, chain);
-    let listed = socket.dump("rules of nftables", &message, |found: &mut Vec<Rule>, _, payload| {
-        found.extend(payload.get(4..).map(read_rule));
-    });
+    let listed =
+        socket.dump("rules of nftables", &nft::rules(family, table, chain), |found: &mut Vec<Rule>, _, payload| {
+            found.extend(payload.get(4..).map(read_rule));
+        });
     match listed {
         // Somebody removed it since.
         Err(error) if error.is_missing() => Ok(Vec::new()),

@@ -1,10 +1,11 @@
 //! The kernel's settings that the pod network needs, by `/proc/sys/net`, which shows those of the calling thread's network
 //! namespace.
 
-use std::io::{self, Write as _};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use super::link::{BRIDGE, INSIDE};
 
@@ -98,7 +99,8 @@ pub fn inside(v6: bool) -> Result<(), SysctlError> {
     };
     let enable = v6.then_some(("disable_ipv6", "0"));
     for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")].into_iter().chain(enable) {
-        ensure_at(&conf, key, value).map_err(|source| refused(&format!("{dir}/{key}"), value, source.into()))?;
+        ensure_at(&conf, Path::new(key), value)
+            .map_err(|source| refused(&format!("{dir}/{key}"), value, source.into()))?;
     }
     Ok(())
 }
@@ -109,14 +111,14 @@ pub fn inside(v6: bool) -> Result<(), SysctlError> {
 /// A setting that cannot be changed is left: the network is slower by it, not wrong.
 pub fn port(link: &str) {
     let path = Path::new("/proc/sys/net/ipv6/conf").join(link).join("disable_ipv6");
-    if let Err(error) = std::fs::OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"1")) {
+    if let Err(error) = std::fs::write(path, "1") {
         tracing::debug!(link, %error, "IPv6 stays on for the bridge's end of a pod's link");
     }
 }
 
-/// As [`ensure`], for a setting of a folder that is open.
-fn ensure_at(dir: &std::fs::File, key: &str, value: &str) -> rustix::io::Result<()> {
-    let open = |flags| rustix::fs::openat(dir, key, flags | OFlags::CLOEXEC, Mode::empty());
+/// Writes only what is not so already: `/proc/sys` may be mounted read-only on a node that is set up rightly.
+fn ensure_at(dir: impl AsFd, key: &Path, value: &str) -> rustix::io::Result<()> {
+    let open = |flags| rustix::fs::openat(dir.as_fd(), key, flags | OFlags::CLOEXEC, Mode::empty());
     // These settings are small numbers.
     let mut now = [0; 16];
     let length = rustix::io::read(open(OFlags::RDONLY)?, &mut now)?;
@@ -130,12 +132,8 @@ fn read(key: &str) -> Option<String> {
     std::fs::read_to_string(Path::new("/proc/sys").join(key)).ok().map(|value| value.trim().to_owned())
 }
 
-/// Writes only what is not so already: `/proc/sys` may be mounted read-only on a node that is set up rightly.
 fn ensure(key: &str, value: &str) -> Result<(), SysctlError> {
-    if read(key).as_deref() == Some(value) {
-        return Ok(());
-    }
-    std::fs::write(Path::new("/proc/sys").join(key), value).map_err(|source| refused(key, value, source))
+    ensure_at(CWD, &Path::new("/proc/sys").join(key), value).map_err(|errno| refused(key, value, errno.into()))
 }
 
 fn refused(key: &str, value: &str, source: io::Error) -> SysctlError {

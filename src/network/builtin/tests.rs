@@ -1,9 +1,13 @@
 //! The builtin network in a network namespace of the test's own, which is made for it: needs root.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use nix::sched::CloneFlags;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, Protocol, SocketType};
 
 use super::*;
 
@@ -178,6 +182,14 @@ fn a_pod_comes_and_goes() {
         network.reap().unwrap();
         assert_eq!((host.leases(), own_links()), (vec![], vec![]));
     });
+}
+
+/// A socket for whole packets of a protocol, in the network namespace of the calling thread.
+fn raw_socket(family: AddressFamily, protocol: Protocol) -> OwnedFd {
+    let socket = rustix::net::socket(family, SocketType::RAW, Some(protocol)).unwrap();
+    // Not a bound that anything is measured by: what is waited for is on its way.
+    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(60))).unwrap();
+    socket
 }
 
 /// Elements of a set, counted by what `nft` would list.

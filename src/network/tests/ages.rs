@@ -246,14 +246,19 @@ fn routes_by_source_of_both_ages() {
     });
 }
 
+fn with_vrf(age: &Age) -> Fixture {
+    let fixture = age.fixture();
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
+    write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "blue"}]));
+    fixture
+}
+
 #[test]
 #[ignore = "lacks VRF devices: the kernels that the tests run on have no CONFIG_NET_VRF"]
 fn vrf_of_both_ages() {
     on_own_host(async {
         for age in [debian(), current()] {
-            let fixture = age.fixture();
-            let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
-            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "blue"}]));
+            let fixture = with_vrf(&age);
             let (network, pod) = (fixture.network(), fixture.pinned("abc"));
             network.attach(&pod).await.unwrap();
             assert!(inside(&pod, "ip -o link show master blue").await.contains("eth0"));
@@ -271,9 +276,7 @@ fn vrf_of_both_ages() {
 fn what_the_kernel_lacks_is_said_and_undone() {
     on_own_host(async {
         for age in [debian(), current()] {
-            let fixture = age.fixture();
-            let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": host_local(&fixture)});
-            write_list(&fixture, "1.0.0", &json!([bridge, {"type": "vrf", "vrfname": "blue"}]));
+            let fixture = with_vrf(&age);
             let (network, pod) = (fixture.network(), fixture.pinned("abc"));
             // Where this is no error, the kernel has such devices, and vrf_of_both_ages is to be run instead.
             let error = network.attach(&pod).await.unwrap_err();

@@ -83,6 +83,21 @@ impl Layer {
         self.entry(b'1', name, target)
     }
 
+    /// A character device of root's.
+    pub(crate) fn device(mut self, name: &str, (major, minor): (u32, u32)) -> Self {
+        let mut header = Header::new_gnu();
+        header.set_path(name).expect("a short name");
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_mode(0o666);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(7);
+        header.set_size(0);
+        header.set_device_major(major).expect("a GNU header");
+        header.set_device_minor(minor).expect("a GNU header");
+        self.block(header, b"")
+    }
+
     /// A pax header for the next entry.
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();

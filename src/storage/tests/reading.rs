@@ -131,17 +131,7 @@ fn kinds_are_told_without_following() -> anyhow::Result<()> {
 #[ignore = "needs root"]
 fn cve_2024_9676_devices_in_the_image_are_not_opened() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
-    let mut header = tar::Header::new_gnu();
-    header.set_path("zero")?;
-    header.set_entry_type(tar::EntryType::Char);
-    header.set_mode(0o666);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(0);
-    header.set_device_major(1)?;
-    header.set_device_minor(5)?;
-    let chains = fixture.add(&[Layer::new().block(header, b"").done()])?;
+    let chains = fixture.add(&[Layer::new().device("zero", (1, 5)).done()])?;
     assert!(matches!(fixture.storage.read_file(&chains, "/zero", CAP), Err(StorageError::NotAFile { .. })));
     Ok(())
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Findings;
 use super::shadow::{Facts, Names, Node, ROOT, Shadow, What};
-use crate::storage::unpack::OPAQUE;
+use crate::storage::unpack::{OPAQUE, os};
 use crate::sys::root::{Root, file_type};
 use crate::sys::xattr;
 
@@ -30,24 +30,28 @@ struct Comparison<'c> {
 
 /// Compares all of it.
 pub(super) fn compare(shadow: &Shadow, diff: &Root, found: &mut Findings) -> io::Result<()> {
-    let mut links = vec![0_u32; shadow.nodes.len()];
-    let mut comparison = Comparison { shadow, found, links: Vec::new(), first: HashMap::new() };
-    let mut waiting: Vec<(Vec<u8>, usize)> = vec![(Vec::new(), ROOT)];
-    while let Some((_, at)) = waiting.pop() {
-        for child in shadow.names(at).into_iter().flat_map(Names::values) {
-            links[*child] += 1;
-            waiting.push((Vec::new(), *child));
-        }
-    }
-    comparison.links = links;
+    let mut comparison = Comparison { shadow, found, links: links(shadow), first: HashMap::new() };
     let root = diff.try_clone()?;
     comparison.node(b"", ROOT, &root.into())?;
-    waiting.push((Vec::new(), ROOT));
+    let mut waiting = vec![(Vec::new(), ROOT)];
     while let Some((path, at)) = waiting.pop() {
         let below = comparison.directory(diff, &path, at)?;
         waiting.extend(below);
     }
     Ok(())
+}
+
+/// How many names each node has, of those that can be reached: what was replaced has none.
+fn links(shadow: &Shadow) -> Vec<u32> {
+    let mut links = vec![0; shadow.nodes.len()];
+    let mut waiting = vec![ROOT];
+    while let Some(at) = waiting.pop() {
+        for child in shadow.names(at).into_iter().flat_map(Names::values) {
+            links[*child] += 1;
+            waiting.push(*child);
+        }
+    }
+    links
 }
 
 impl Comparison<'_> {
@@ -236,8 +240,4 @@ fn attributes(node: &Node, fd: &OwnedFd) -> io::Result<Vec<String>> {
     }
     found.extend(there.iter().map(|name| format!("its attribute {} is not in the archive", name.escape_ascii())));
     Ok(found)
-}
-
-fn os(bytes: &[u8]) -> &std::ffi::OsStr {
-    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
 }

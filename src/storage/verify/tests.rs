@@ -30,15 +30,6 @@ fn everything() -> Vec<u8> {
     gnu.set_real_size(1 << 20);
     gnu.sparse[0].set_offset(1 << 16);
     gnu.sparse[0].set_length(512);
-    let mut device = tar::Header::new_gnu();
-    device.set_entry_type(tar::EntryType::Char);
-    device.set_mode(0o666);
-    device.set_uid(0);
-    device.set_gid(0);
-    device.set_mtime(7);
-    device.set_path("null").expect("short");
-    device.set_device_major(1).expect("a GNU header");
-    device.set_device_minor(3).expect("a GNU header");
     Layer::new()
         .dir("./")
         .raw(b'5', (b"d", b""), 0, b"", Attributes { mode: 0o2711, ..odd })
@@ -52,7 +43,7 @@ fn everything() -> Vec<u8> {
         .file("replaced", "first")
         .file("replaced", "second")
         .entry(b'6', "fifo", "")
-        .block(device, b"")
+        .device("null", (1, 3))
         .block(sparse, &[b'x'; 512])
         .file("opaque/.wh..wh..opq", "")
         .file(".wh.hidden", "")

@@ -3,10 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags};
 
 use super::*;
 
@@ -20,11 +18,7 @@ const CALLER: u16 = 40_000;
 const IP: usize = 20;
 
 fn raw() -> OwnedFd {
-    let protocol = Protocol::from_raw(SCTP.try_into().unwrap());
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(protocol)).unwrap();
-    // Not a bound that anything is measured by: what is waited for is on its way.
-    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(60))).unwrap();
-    socket
+    raw_socket(AddressFamily::INET, Protocol::from_raw(SCTP.try_into().unwrap()))
 }
 
 /// The checksum of SCTP (RFC 9260, appendix A), bit by bit.
