@@ -31,7 +31,9 @@ node_prepare
 truncate -s 12G "$NODE/disk.img"
 mkfs.ext4 -q "$NODE/disk.img"
 mkdir -p "$NODE"/{disk,peer,bench}
-mount -o loop "$NODE/disk.img" "$NODE/disk"
+LOOP=$(losetup --find --show --direct-io=${DIO:-on} "$NODE/disk.img")
+mount "$LOOP" "$NODE/disk"
+losetup -d "$LOOP"
 for folder in root peer bench; do
     mkdir "$NODE/disk/$folder"
     mount --bind "$NODE/disk/$folder" "$NODE/$folder"

@@ -115,7 +115,6 @@ impl Server {
         let mut scratch = vec![0; seqpacket::MAX_BYTES];
         while !self.quitting {
             self.wait()?;
-            // Exits first: an answer that names a process must find what is known about it.
             self.read_signals();
             self.reap();
             self.finish_inits();
@@ -256,7 +255,18 @@ impl Server {
                 return;
             }
             let Some(datagram) = connection.receive(scratch) else { return };
+            // What was sent before a request comes before it, also in the middle of a batch: a signal is about what is
+            // held at that moment, and an answer that names a process must find how it ended.
+            self.read_signals();
+            self.reap();
+            if self.quitting {
+                // Nothing may be started now. Whoever asked sees the connection end.
+                return;
+            }
             self.request(datagram);
+            if self.quitting {
+                return;
+            }
         }
     }
 
