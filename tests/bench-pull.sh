@@ -17,10 +17,11 @@ LAYERS=${LAYERS:-$TOP/target/bench-pull}
 
 leave() {
     set +e
-    if [ -n "${PEER_PID:-}" ]; then
-        kill -TERM "$PEER_PID" 2>/dev/null
-        wait "$PEER_PID" 2>/dev/null
-    fi
+    local pid
+    for pid in ${PEER_PID:-} ${CARELESS_PID:-}; do
+        kill -TERM "$pid" 2>/dev/null
+        wait "$pid" 2>/dev/null
+    done
     node_destroy
 }
 trap leave EXIT
@@ -30,11 +31,13 @@ node_prepare
 # minutes, and looks for another one bit by bit. Each round removes 27,000 files, and whoever came next would pay for it.
 truncate -s 12G "$NODE/disk.img"
 mkfs.ext4 -q "$NODE/disk.img"
-mkdir -p "$NODE"/{disk,peer,bench}
-LOOP=$(losetup --find --show --direct-io=${DIO:-on} "$NODE/disk.img")
+mkdir -p "$NODE"/{disk,careless,peer,bench}
+# Without the host's page cache in between, which would copy everything once more at the cost of these two processors.
+LOOP=$(losetup --find --show --direct-io=on "$NODE/disk.img")
 mount "$LOOP" "$NODE/disk"
-losetup -d "$LOOP"
-for folder in root peer bench; do
+# It is detached once it is unmounted.
+losetup --detach "$LOOP"
+for folder in root careless peer bench; do
     mkdir "$NODE/disk/$folder"
     mount --bind "$NODE/disk/$folder" "$NODE/$folder"
 done
@@ -43,6 +46,14 @@ mkdir -p "$NODE/registry/none"
 printf '[[registry]]\nprefix = "127.0.0.1:%s"\nlocation = "127.0.0.1:%s"\ninsecure = true\n' $PORT $PORT \
     >"$NODE/registry/none/bench.conf"
 node_start
+# The same once more, for which nothing waits for the disk.
+sed -e "s|^listen = .*|listen = \"$NODE/careless.sock\"|" -e "s|^root = .*|root = \"$NODE/careless\"|" \
+    -e "s|^state = .*|state = \"$NODE/state/careless\"|" -e "s|^parent = .*|parent = \"$PARENT/careless\"|" \
+    -e "s|^cache_dir = .*|cache_dir = \"$NODE/careless/cni-cache\"|" "$NODE/config.toml" >"$NODE/careless.toml"
+"$TOP/critest/bin/pullbench" undurable "$CRICKET" serve --config "$NODE/careless.toml" >"$NODE/logs/careless" 2>&1 </dev/null &
+CARELESS_PID=$!
+wait_for 20 timeout 5 "$CRICTL" -r "unix://$NODE/careless.sock" -i "unix://$NODE/careless.sock" images ||
+    { tail -n 30 "$NODE/logs/careless" >&2; exit 1; }
 
 PEER_FLAGS=()
 if [ -n "$PEER" ]; then
@@ -68,4 +79,5 @@ END
     echo "peer: $("$PEER" --version | cut -d' ' -f1,3), overlayfs, as it comes; $(command -v unpigz igzip || echo "no unpigz: it gunzips by itself")"
 fi
 "$TOP/critest/bin/pullbench" run -out "$LAYERS" -scratch "$NODE/bench" -port $PORT -rounds "${ROUNDS:-5}" \
-    -socket "$SOCKET" -state "$NODE/root/images" -daemon "$DAEMON_PID" -log "$NODE/logs/daemon" "${PEER_FLAGS[@]}"
+    -socket "$SOCKET" -state "$NODE/root/images" -daemon "$DAEMON_PID" -log "$NODE/logs/daemon" \
+    -undurable "$NODE/careless.sock" "${PEER_FLAGS[@]}"

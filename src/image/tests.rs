@@ -18,6 +18,7 @@ pub(crate) mod server;
 mod sharing;
 mod stored;
 mod trust;
+mod writeback;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -79,15 +79,18 @@ impl StagedLayer {
 #[derive(Debug)]
 struct Staging {
     inner: Arc<Inner>,
+    /// Later ones have higher numbers.
+    number: u64,
     name: String,
     root: Root,
 }
 
 impl Staging {
     fn new(inner: &Arc<Inner>) -> io::Result<Self> {
-        let name = inner.staging_name();
+        let number = inner.staging_number();
+        let name = number.to_string();
         let root = inner.staging.create_dir(&name, 0o700)?;
-        Ok(Self { inner: Arc::clone(inner), name, root })
+        Ok(Self { inner: Arc::clone(inner), number, name, root })
     }
 }
 
@@ -123,7 +126,7 @@ impl Storage {
         };
         let directory = Staging::new(&self.0).map_err(failed)?;
         let diff = directory.root.create_dir("diff", 0o755).map_err(failed)?;
-        let unpacked = unpack::unpack(&diff, &directory.root, compression, reader, limits)
+        let unpacked = unpack::unpack(&diff, &directory.root, compression, reader, limits, Some(&self.0.early))
             .map_err(|source| StorageError::Unpack { chain: chain.clone(), source })?;
         if let Some(want) = diff_id.into().filter(|want| unpacked.diff_id != **want) {
             let (want, got) = (want.clone(), unpacked.diff_id);
@@ -138,17 +141,19 @@ impl Storage {
     /// [`StorageError::Layer`] and [`StorageError::Directory`]. Layers before the failing one may be on disk then; they
     /// are not said to be here, and are replaced by the next commit of the same.
     pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), StorageError> {
-        if staged.is_empty() {
-            return Ok(());
-        }
+        let Some(first) = staged.iter().min_by_key(|layer| layer.directory.number) else { return Ok(()) };
         let inner = &self.0;
         let parents = inner.parents(&staged);
         for (layer, parent) in staged.iter().zip(&parents) {
             inner.adopt_implied(layer, parent.as_ref(), &staged, &parents)?;
         }
         let path = &inner.options.images;
-        rustix::fs::syncfs(&inner.images)
+        // Each open file is told once of a write that failed, also of one before the `syncfs`, but none from before it was
+        // opened. So the folder that was opened first answers for all that was unpacked for this commit, whatever
+        // other commits were told meanwhile.
+        rustix::fs::syncfs(&first.directory.root)
             .map_err(|source| StorageError::directory(path, "cannot be synced", source.into()))?;
+        inner.early.written();
         for (layer, parent) in staged.iter().zip(&parents) {
             layer.mark(parent.clone()).map_err(layer.failed("its marker cannot be written"))?;
         }
@@ -253,7 +258,7 @@ impl Inner {
 
     /// Moves a layer out of the store into staging, and removes it there. The caller holds `renaming`.
     fn unname(&self, chain: &Digest) -> io::Result<()> {
-        let name = self.staging_name();
+        let name = self.staging_number().to_string();
         rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name)?;
         remove_tree(self.staging.as_fd(), name.as_ref())
     }
@@ -268,7 +273,7 @@ impl Inner {
             let spare = |chain: &Digest| keep.contains(chain) || state.leases.contains_key(chain);
             let victims: Vec<Digest> = state.layers.keys().filter(|chain| !spare(chain)).cloned().collect();
             for chain in victims {
-                let name = self.staging_name();
+                let name = self.staging_number().to_string();
                 match rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name) {
                     Ok(()) | Err(Errno::NOENT) => {
                         let known = state.layers.remove(&chain).expect("it was just listed under this lock");

@@ -30,6 +30,7 @@ pub(super) use name::{CleanName, Meaning, os};
 pub(super) use tree::{OPAQUE, is_whiteout, wanted};
 
 use super::digest::Digest;
+use super::early::Early;
 use super::skeleton;
 use super::usage::{BLOCK, Usage};
 
@@ -104,8 +105,9 @@ pub(super) fn unpack(
     compression: Compression,
     reader: impl Read + Send,
     limits: &Limits,
+    early: Option<&Early>,
 ) -> Result<Unpacked, UnpackError> {
-    unpack_caching(OPEN_PARENTS, into, beside, (compression, reader), limits)
+    unpack_caching(OPEN_PARENTS, into, beside, (compression, reader), limits, early)
 }
 
 fn unpack_caching(
@@ -114,13 +116,14 @@ fn unpack_caching(
     beside: &Root,
     (compression, reader): (Compression, impl Read + Send),
     limits: &Limits,
+    early: Option<&Early>,
 ) -> Result<Unpacked, UnpackError> {
     // A node that pulls still answers: this may take minutes of processor time.
     let _calm = Calm::begin();
     stream::decompressed(compression, reader, limits.bytes, |blocks| {
         let unwritten = |source| UnpackError::Skeleton { operation: "it cannot be written", source };
         let skeleton = skeleton::Writer::create(beside).map_err(unwritten)?;
-        let mut archive = archive::Archive::new(blocks.recorded_in(skeleton), limits);
+        let mut archive = archive::Archive::new(blocks.recorded_in(skeleton).written_by(early), limits);
         let mut tree = tree::Tree::new(into, beside, limits, parents)?;
         while let Some(entry) = archive.next_entry()? {
             tree.apply(&mut archive, &entry)?;

@@ -17,6 +17,7 @@ type options struct {
 	socket, state, log        string
 	daemon                    int
 	peer                      string
+	undurable                 string
 	peerPid                   int
 	listSeconds, listInterval int
 }
@@ -28,7 +29,7 @@ func main() {
 	flags.StringVar(&o.scratch, "scratch", "", "folder for the registry and the plain unpacking (run)")
 	flags.IntVar(&o.port, "port", 5010, "the registry's port on 127.0.0.1 (run)")
 	flags.IntVar(&o.rounds, "rounds", 5, "measured rounds (run)")
-	flags.StringVar(&o.socket, "socket", "", "cricket's socket (run)")
+	flags.StringVar(&o.socket, "socket", "", "cricket's socket, or the one to serve on (run, control)")
 	flags.StringVar(&o.state, "state", "", "cricket's image folder (run)")
 	flags.StringVar(&o.log, "log", "", "cricket's log in JSON, at debug level (run)")
 	flags.IntVar(&o.daemon, "daemon", 0, "cricket's pid (run)")
@@ -36,9 +37,14 @@ func main() {
 	flags.IntVar(&o.peerPid, "peer-pid", 0, "containerd's pid (run)")
 	flags.IntVar(&o.listSeconds, "list-seconds", 5, "length of the idle measurement of reads (run)")
 	flags.IntVar(&o.listInterval, "list-interval", 2, "milliseconds between two reads (run)")
+	flags.StringVar(&o.undurable, "undurable", "", "socket of a cricket for which nothing waits for the disk (run)")
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: pullbench image|run [flags]")
+		fmt.Fprintln(os.Stderr, "usage: pullbench image|run|control [flags], or pullbench undurable PROGRAM [argument...]")
 		os.Exit(2)
+	}
+	if os.Args[1] == "undurable" {
+		fmt.Fprintln(os.Stderr, "pullbench:", undurable(os.Args[2:])) // returns only with an error
+		os.Exit(1)
 	}
 	_ = flags.Parse(os.Args[2:]) // exits by itself
 	var err error
@@ -47,6 +53,8 @@ func main() {
 		_, err = layers(o.out)
 	case "run":
 		err = run(&o)
+	case "control":
+		err = serveControl(o.socket)
 	default:
 		err = fmt.Errorf("unknown command %q", os.Args[1])
 	}

@@ -30,6 +30,7 @@ pub(super) enum Operation {
 struct Content {
     bytes: Vec<u8>,
     log: Vec<Operation>,
+    bad: Vec<u8>,
 }
 
 /// The block that holds the superblock of ext4, from byte 1024 on.
@@ -73,7 +74,7 @@ impl Disk {
         let options = format!("fd={},rootmode=100600,user_id=0,group_id=0", device.as_raw_fd());
         mount(Some("cricket-test-disk"), &file, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
             .context("FUSE cannot be mounted")?;
-        let content = Arc::new(Mutex::new(Content { bytes, log: Vec::new() }));
+        let content = Arc::new(Mutex::new(Content { bytes, ..Content::default() }));
         let served = content.clone();
         let server = std::thread::spawn(move || serve(&device, &served));
         Ok(Self { content, folder, server: Some(server) })
@@ -90,6 +91,16 @@ impl Disk {
     /// How much has happened until now.
     pub(super) fn position(&self) -> usize {
         lock(&self.content).log.len()
+    }
+
+    /// Writes with these bytes in them fail from now on.
+    pub(super) fn refuse(&self, bytes: &[u8]) {
+        lock(&self.content).bad = bytes.to_vec();
+    }
+
+    /// Whether these bytes, on a place that is a multiple of their number, are on the disk.
+    pub(super) fn holds(&self, bytes: &[u8]) -> bool {
+        lock(&self.content).bytes.chunks(bytes.len()).any(|part| part == bytes)
     }
 
     /// What has happened; forgotten here.
@@ -241,6 +252,10 @@ fn answer(operation: u32, request: &[u8], content: &mut Content) -> Option<Resul
         // WRITE.
         16 => {
             let bytes = body.get(WRITE_HEADER..WRITE_HEADER + size).unwrap_or_default();
+            let bad = content.bad.len();
+            if bad > 0 && bytes.chunks(bad).any(|part| part == content.bad) {
+                return Some(Err(libc::EIO));
+            }
             match content.bytes.get_mut(offset..offset + bytes.len()) {
                 Some(place) => {
                     place.copy_from_slice(bytes);

@@ -237,7 +237,7 @@ async fn close(store: Images) {
     until(|| weak.strong_count() == 0).await;
 }
 
-async fn empty_disk(at: PathBuf) -> anyhow::Result<Vec<u8>> {
+pub(super) async fn empty_disk(at: PathBuf) -> anyhow::Result<Vec<u8>> {
     std::fs::File::create(&at)?.set_len(DISK)?;
     let options = ["-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"];
     must("mkfs.ext4", &[&options[..], &[&*at.to_string_lossy()]].concat()).await?;

@@ -19,7 +19,7 @@ impl Bench {
         let temp = tempfile::tempdir()?;
         let layer = Root::open(temp.path())?;
         let diff = layer.create_dir("diff", 0o755)?;
-        unpack::unpack(&diff, &layer, Compression::None, archive, &Limits::default())?;
+        unpack::unpack(&diff, &layer, Compression::None, archive, &Limits::default(), None)?;
         Ok(Self(temp))
     }
 

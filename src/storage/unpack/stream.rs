@@ -7,6 +7,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{Compression, UnpackError, zstd_window};
 use crate::storage::digest::{Digest, Hasher};
+use crate::storage::early::Early;
 use crate::storage::skeleton;
 use crate::sys::calm::Calm;
 
@@ -35,6 +36,8 @@ pub(super) struct Blocks {
     limit: u64,
     /// Gets every byte that is consumed.
     skeleton: Option<skeleton::Writer>,
+    /// Is told of every buffer, when the stream becomes files.
+    early: Option<Early>,
 }
 
 /// Runs `consume` on the uncompressed stream.
@@ -62,6 +65,7 @@ pub(super) fn decompressed<T>(
             received: 0,
             limit,
             skeleton: None,
+            early: None,
         };
         consume(blocks)
     })
@@ -128,6 +132,9 @@ impl Blocks {
                         return Err(UnpackError::Limit { what: "bytes", limit: self.limit });
                     }
                     self.hash.update(&self.buffer);
+                    if let Some(early) = &self.early {
+                        early.unpacked(self.buffer.len());
+                    }
                 }
                 Ok(Chunk::End) => self.ended = true,
                 Ok(Chunk::Failed(error)) => return Err(error),
@@ -143,6 +150,12 @@ impl Blocks {
     /// Has all that is consumed written down.
     pub(super) fn recorded_in(mut self, skeleton: skeleton::Writer) -> Self {
         self.skeleton = Some(skeleton);
+        self
+    }
+
+    /// What it becomes is written in portions.
+    pub(super) fn written_by(mut self, early: Option<&Early>) -> Self {
+        self.early = early.cloned();
         self
     }
 

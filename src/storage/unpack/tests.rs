@@ -41,7 +41,7 @@ impl Bench {
     fn unpack(&self, parents: usize, compression: Compression, layer: &[u8]) -> Result<Unpacked, UnpackError> {
         let diff = Root::open(&self.diff()).expect("it was made");
         let scratch = Root::open(&self.temp.path().join("work")).expect("it was made");
-        let done = unpack_caching(parents, &diff, &scratch, (compression, layer), &Limits::default());
+        let done = unpack_caching(parents, &diff, &scratch, (compression, layer), &Limits::default(), None);
         let after = scan(&self.temp.path().join("outside")).expect("the canary can be read");
         assert_eq!(differences(&after, &self.before), Vec::<String>::new(), "the canary was touched");
         done
@@ -249,7 +249,7 @@ fn limits_are_errors_that_name_them() {
         let bench = Bench::new().expect("a temporary directory");
         let (diff, scratch) = (Root::open(&bench.diff()), Root::open(&bench.temp.path().join("work")));
         let (diff, scratch) = (diff.expect("made"), scratch.expect("made"));
-        unpack(&diff, &scratch, Compression::Gzip, &gzip(layer)[..], limits).map_err(|error| error.to_string())
+        unpack(&diff, &scratch, Compression::Gzip, &gzip(layer)[..], limits, None).map_err(|error| error.to_string())
     };
     let layer = Layer::new().file("a", "").file("b", "").done();
     let few = Limits { entries: 1, ..Limits::default() };

@@ -75,7 +75,7 @@ fn a_failing_source_and_a_failing_writer_both_end_the_other() {
         let bench = Bench::new().expect("a temporary directory");
         let (diff, work) = (bench.diff(), bench.temp.path().join("work"));
         let (diff, work) = (Root::open(&diff).expect("made"), Root::open(&work).expect("made"));
-        unpack(&diff, &work, Compression::None, source, &Limits::default()).expect_err("it cannot succeed")
+        unpack(&diff, &work, Compression::None, source, &Limits::default(), None).expect_err("it cannot succeed")
     };
     let error = fails(Endless(Layer::new().file("../climbs", vec![b'x'; 8192]).done(), 0));
     assert!(matches!(error, UnpackError::Entry { .. }), "{error}");
