@@ -64,7 +64,7 @@ use self::flights::Flights;
 use self::layers::{Lease, Usage};
 use self::pins::Pins;
 use self::platform::Platform;
-use self::pull::{LayerResult, PullKey};
+use self::pull::{LayerResult, PullKey, Turns};
 use self::reference::Reference;
 use self::registry::Patience;
 use self::registry::auth::Credentials;
@@ -124,7 +124,10 @@ struct Inner {
     settings: ArcSwap<Settings>,
     downloads: Semaphore,
     pulls: Flights<PullKey, Result<Arc<ImageRecord>, ImageError>>,
+    /// By chain id.
     layer_flights: Flights<Digest, LayerResult>,
+    /// By diff id, over all chains.
+    turns: Turns,
     /// Held by the collector; leases whose records are in the table are given back under it.
     collector: Mutex<()>,
     usage: ArcSwap<FsUsage>,
@@ -166,6 +169,7 @@ impl Images {
             downloads: Semaphore::new(downloads.min(Semaphore::MAX_PERMITS)),
             pulls: Flights::default(),
             layer_flights: Flights::default(),
+            turns: Turns::default(),
             collector: Mutex::new(()),
             usage: ArcSwap::from_pointee(usage),
             notes,

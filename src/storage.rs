@@ -30,6 +30,7 @@ mod layers;
 mod lease;
 mod merged;
 mod removal;
+mod reuse;
 mod rootfs;
 mod skeleton;
 mod unpack;
@@ -80,6 +81,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     layers: HashMap<Digest, layers::Known>,
+    /// Those in staging whose archives can be had again; some may be gone.
+    staged: Vec<layers::InStaging>,
     leases: HashMap<Digest, usize>,
 }
 

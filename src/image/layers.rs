@@ -27,6 +27,10 @@ pub trait LayerStore: Send + Sync + 'static {
         content: &mut (dyn Read + Send),
     ) -> Result<Staged, LayerError>;
 
+    /// Unpacks one layer from the archive of another that is here, staged or committed: what comes out has the diff id. `None`
+    /// when there is none, or none that is whole, and nothing is left then. `wanted` is asked again and again, and ends the work.
+    fn restage(&self, chain: &Digest, diff_id: &Digest, wanted: &(dyn Fn() -> bool + Sync)) -> Option<Staged>;
+
     /// Makes staged layers durable and visible. A layer that somebody else committed meanwhile is no error.
     ///
     /// # Errors

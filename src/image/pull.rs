@@ -7,6 +7,7 @@ mod download;
 pub(super) mod logins;
 mod pipe;
 mod resolve;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,6 +56,8 @@ enum SlotState {
 pub(super) struct LayerFault {
     pub attempts: Vec<Attempt>,
 }
+
+pub(super) use turns::Turns;
 
 pub(super) type LayerResult = Result<Slot, LayerFault>;
 type LayerWaiter = Waiter<Digest, LayerResult>;

@@ -14,6 +14,7 @@ mod power_cut;
 mod real;
 mod referrers;
 mod resume;
+mod reuse;
 pub(crate) mod server;
 mod sharing;
 mod stored;

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 use rustix::fs::{Gid, Mode, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
@@ -29,6 +29,16 @@ pub(super) struct Known {
     pub opaque_root: bool,
     /// The layer below, when it was known at the commit.
     pub parent: Option<Digest>,
+    /// The digest of its archive, when that can be had again.
+    pub archive: Option<Digest>,
+}
+
+/// A layer that is unpacked and not committed, as long as it is there.
+#[derive(Debug)]
+pub(super) struct InStaging {
+    pub chain: Digest,
+    pub archive: Digest,
+    pub directory: Weak<Staging>,
 }
 
 /// The marker in a layer's directory.
@@ -60,7 +70,8 @@ pub struct RemovedLayers {
 pub struct StagedLayer {
     chain: Digest,
     unpacked: Unpacked,
-    directory: Staging,
+    /// Shared with those who unpack the same archive again from here, who may be at it when this is dropped.
+    directory: Arc<Staging>,
 }
 
 impl StagedLayer {
@@ -77,12 +88,12 @@ impl StagedLayer {
 
 /// A directory in staging, removed when dropped.
 #[derive(Debug)]
-struct Staging {
+pub(super) struct Staging {
     inner: Arc<Inner>,
     /// Later ones have higher numbers.
     number: u64,
     name: String,
-    root: Root,
+    pub root: Root,
 }
 
 impl Staging {
@@ -132,6 +143,15 @@ impl Storage {
             let (want, got) = (want.clone(), unpacked.diff_id);
             return Err(StorageError::DiffId { chain: chain.clone(), want, got });
         }
+        let directory = Arc::new(directory);
+        let noted = InStaging {
+            chain: chain.clone(),
+            archive: unpacked.diff_id.clone(),
+            directory: Arc::downgrade(&directory),
+        };
+        let staged = &mut self.0.state().staged;
+        staged.retain(|layer| layer.directory.strong_count() > 0);
+        staged.push(noted);
         Ok(StagedLayer { chain: chain.clone(), unpacked, directory })
     }
 
@@ -167,7 +187,8 @@ impl Storage {
         let mut state = inner.state();
         for (layer, parent) in staged.iter().zip(parents) {
             let Unpacked { usage, opaque_root, .. } = layer.unpacked;
-            state.layers.entry(layer.chain.clone()).or_insert(Known { usage, opaque_root, parent });
+            let archive = Some(layer.unpacked.diff_id.clone());
+            state.layers.entry(layer.chain.clone()).or_insert(Known { usage, opaque_root, parent, archive });
         }
         Ok(())
     }
@@ -221,8 +242,9 @@ impl Inner {
             };
             match self.marker(&chain) {
                 Ok(marker) => {
-                    let Marker { usage, opaque_root, parent, .. } = marker;
-                    self.state().layers.insert(chain, Known { usage, opaque_root, parent });
+                    let Marker { usage, opaque_root, parent, diff_id, archive, .. } = marker;
+                    let archive = archive.map(|_| diff_id);
+                    self.state().layers.insert(chain, Known { usage, opaque_root, parent, archive });
                 }
                 Err(error) => {
                     tracing::warn!(layer = %chain, %error, "a layer without a good marker is removed");

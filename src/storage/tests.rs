@@ -5,6 +5,7 @@ pub(crate) mod scan;
 
 mod layers;
 mod reading;
+mod reuse;
 mod rootfs;
 
 use super::{Compression, Digest, Limits, Storage, StorageOptions};

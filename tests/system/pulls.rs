@@ -1,7 +1,7 @@
 //! What a pull costs the node: memory for images of any size, and room on its disk.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use sha2::Digest as _;
@@ -9,13 +9,16 @@ use sha2::Digest as _;
 use crate::archive::{Entry, digest, gzip, tarball};
 use crate::client::Client;
 use crate::hostile::{Answer, Hostile, blob};
+use crate::ledger::Ledger;
 use crate::node::{Node, Setup};
 use crate::world::World;
 
-crate::once!(a_large_image);
+crate::once!(a_large_image, one_blob_on_many_chains);
 
 /// What the daemon may take over what it had before, in KiB.
 const MEMORY: u64 = 64 << 10;
+
+const CRICKET: &str = env!("CARGO_BIN_EXE_cricket");
 
 /// A layer that is sent piece by piece and never held as a whole: packed parts, of which the middle one comes again and again.
 struct Layer {
@@ -202,4 +205,67 @@ async fn a_large_image() -> Result<()> {
     ensure!(documents == 4, "{documents} blobs are kept: two manifests and two configs are wanted");
     client.clear().await?;
     Ok(())
+}
+
+/// `cricket image verify`, of one image or of all.
+async fn verify(node: &Node, what: &str) -> Result<String> {
+    let socket = node.path("state/cricket.sock").to_string_lossy().into_owned();
+    let done = node.world.run(CRICKET, &["image", "--socket", &socket, "verify", what]).await?;
+    Ok(done.stdout)
+}
+
+/// A layer that images have on different bases comes once, also while it is on its way, and takes no more memory than a
+/// download. Damaged, it is named in the log, and comes again.
+async fn one_blob_on_many_chains() -> Result<()> {
+    let world = World::new().await?;
+    let hostile = Hostile::start(&world).await?;
+    let mut setup = Setup::new("crun");
+    setup.registry = false;
+    setup.registries = hostile.conf();
+    let mut node = Node::start(world, setup).await?;
+    let client = node.client().await?;
+    let names = ["one", "two", "three"];
+    let image = |name: &str| [one_file(name, b"x", 512), one_file("shared", &noise(9, 1 << 20), 64)];
+    names.iter().for_each(|name| serve(&hostile, name, &image(name)));
+    let path = |name: &str| blob(name, &image(name)[1].digest);
+    let asked = || names.iter().map(|name| hostile.asked(&path(name))).sum::<usize>();
+    serve(&hostile, "small", &[one_file("small", b"x", 512)]);
+    pull(&client, "small").await?;
+    client.clear().await?;
+    let ledger = Ledger::take(&node).await?;
+
+    let before = memory(&node, "VmRSS")?;
+    std::fs::write(node.world.seen(format!("/proc/{}/clear_refs", node.daemon_pid()?)), "5")?;
+    tokio::try_join!(pull(&client, "one"), pull(&client, "two"))?;
+    let most = memory(&node, "VmHWM")?;
+    ensure!(most < before + MEMORY, "{before} KiB before, {most} KiB at most");
+    ensure!(asked() == 1, "the blob was asked for {} times", asked());
+    ensure!(node.log().contains("a layer is unpacked from another that is here"), "it is not told");
+    let good = verify(&node, "--all").await?;
+    ensure!(good.lines().count() == 2 && good.lines().all(|line| line.contains(": good (")), "{good}");
+
+    let layers = node.world.seen(node.path("root/images/layers"));
+    let shared = || -> Result<Vec<PathBuf>> {
+        let files = std::fs::read_dir(&layers)?.map(|entry| Ok(entry?.path().join("diff/shared")));
+        Ok(files.collect::<Result<Vec<_>>>()?.into_iter().filter(|file| file.exists()).collect())
+    };
+    let victims = shared()?;
+    ensure!(victims.len() == 2, "{victims:?}");
+    for victim in &victims {
+        std::fs::File::options().write(true).open(victim)?.write_all_at(b"damage", 32 << 20)?;
+    }
+    pull(&client, "three").await?;
+    ensure!(asked() == 2, "the blob was asked for {} times", asked());
+    let log = node.log();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("cannot be unpacked again")).collect();
+    for victim in &victims {
+        let layer = victim.strip_prefix(&layers)?.iter().next().context("a layer")?.to_string_lossy();
+        let named = |line: &&str| line.contains(&*layer) && line.contains("WARN") && line.contains("diff/shared");
+        ensure!(warnings.iter().any(named), "{layer} is not named: {warnings:?}");
+    }
+    let good = verify(&node, "hostile.example/three:latest").await?;
+    ensure!(good.contains(": good ("), "{good}");
+    client.clear().await?;
+    // The last pull's connection to the registry is kept for the next one.
+    ledger.assert_same_but(&node, "fd daemon socket").await
 }

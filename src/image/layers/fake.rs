@@ -104,6 +104,11 @@ impl LayerStore for FakeLayers {
         Ok(Staged(Box::new(FakeStaged { chain: chain.clone(), size, alive: self.staged.clone() })))
     }
 
+    /// It keeps no content.
+    fn restage(&self, _: &Digest, _: &Digest, _: &(dyn Fn() -> bool + Sync)) -> Option<Staged> {
+        None
+    }
+
     fn commit(&self, staged: Vec<Staged>) -> Result<(), LayerError> {
         for layer in staged {
             let layer = layer.0.downcast::<FakeStaged>().map_err(|_| LayerError::of_the_layer("of another store"))?;

@@ -27,6 +27,10 @@ impl LayerStore for Storage {
         Ok(Staged(Box::new(layer)))
     }
 
+    fn restage(&self, chain: &Digest, diff_id: &Digest, wanted: &(dyn Fn() -> bool + Sync)) -> Option<Staged> {
+        Self::restage(self, chain, diff_id, wanted).map(|layer| Staged(Box::new(layer)))
+    }
+
     fn commit(&self, staged: Vec<Staged>) -> Result<(), LayerError> {
         let layers = staged
             .into_iter()

@@ -1,4 +1,4 @@
-//! One layer: downloaded, verified and unpacked in one pass.
+//! One layer: downloaded, verified and unpacked in one pass; or unpacked from another layer that has the same content.
 
 use std::io::{self, Cursor, Read as _};
 use std::sync::Arc;
@@ -22,13 +22,20 @@ const MAX_RESUMES: u32 = 8;
 /// Of these, times after a stall: each has cost a whole progress clock.
 const MAX_STALLS: u32 = 1;
 
-/// Gets a layer from the first place that serves it right.
+/// Gets a layer: from another layer that is here, or from the first place that serves it right.
 pub(super) async fn fetch(inner: Arc<Inner>, sessions: Arc<[Arc<Session>]>, layer: LayerPlan) -> LayerResult {
     let (store, chain) = (inner.layers.clone(), layer.chain.clone());
     if task::blocking(move || store.has_layer(&chain)).await {
         return Ok(Slot::new(None));
     }
+    // An artifact's file is no archive, and nobody knows the digest of the one that is made around it.
+    let shared = layer.file.is_none();
+    // The turn comes before the permit: who waits for another one's download must not keep a third from beginning.
+    let _turn = if shared { Some(inner.turns.take(&layer.diff_id).await) } else { None };
     let _permit = inner.downloads.acquire().await;
+    if shared && let Some(staged) = from_here(&inner.layers, &layer).await {
+        return Ok(Slot::new(Some(staged)));
+    }
     let mut attempts = Vec::new();
     let mut first = 0;
     while let Some(left) = sessions.get(first..).filter(|left| !left.is_empty()) {
@@ -38,6 +45,15 @@ pub(super) async fn fetch(inner: Arc<Inner>, sessions: Arc<[Arc<Session>]>, laye
         }
     }
     Err(LayerFault { attempts })
+}
+
+/// Unpacks the layer from another with the same content, if one is here and whole.
+async fn from_here(store: &Arc<dyn LayerStore>, layer: &LayerPlan) -> Option<Staged> {
+    // Dropped with this future, when nobody waits any more.
+    let waiting = Arc::new(());
+    let waits = Arc::downgrade(&waiting);
+    let (store, chain, diff_id) = (store.clone(), layer.chain.clone(), layer.diff_id.clone());
+    task::blocking(move || store.restage(&chain, &diff_id, &|| waits.strong_count() > 0)).await
 }
 
 /// How feeding the unpacker ended; the number is the place that served last.

@@ -73,27 +73,6 @@ async fn a_layer_that_two_pulls_need_is_fetched_once() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The price of a store that keeps no blob: docs/decisions/039.
-#[tokio::test]
-async fn one_blob_on_two_chains_is_fetched_for_each() -> anyhow::Result<()> {
-    let a = TestImage::of(&["one base", "the same layer"], "left", "");
-    let b = TestImage::of(&["another base", "the same layer"], "right", "");
-    assert_eq!(a.layers[1], b.layers[1]);
-    let (registry, gate) = gated(true, vec![(a.clone(), "a"), (b.clone(), "b")]).await;
-    let room = Room::trusting(&[&registry]).await?;
-    patient(&room);
-    let (left, right) = (registry.name("app:a"), registry.name("app:b"));
-    let open = async {
-        until(|| registry.count(&a.blob(1)) == 2).await;
-        gate.add_permits(100);
-    };
-    let (left, right, ()) = tokio::join!(room.pull(&left), room.pull(&right), open);
-    let (left, right) = (left?, right?);
-    assert_ne!(left.chain[1], right.chain[1]);
-    assert_eq!((registry.count(&a.blob(1)), room.layers.count()), (2, 4));
-    Ok(())
-}
-
 #[tokio::test]
 async fn a_pull_ends_with_its_last_caller() -> anyhow::Result<()> {
     let image = TestImage::new("cancelled");

@@ -76,6 +76,9 @@ struct Content {
     want: u32,
 }
 
+/// Bytes of memory for one entry of [`Moves`] beside its path.
+const ENTRY: usize = 160;
+
 /// By path: at which record it was moved, and the number that it has since.
 #[derive(Default)]
 struct Moves(HashMap<Vec<u8>, Vec<(u64, u64)>>);
@@ -89,12 +92,24 @@ impl<'v> Rebuilt<'v> {
         layer: &Root,
         verdict: impl FnMut(Damage) -> io::Result<()> + Send + 'v,
     ) -> io::Result<Self> {
+        Self::within(usize::MAX, layer, verdict)
+    }
+
+    /// The same, in about so many bytes of memory for what was replaced, which is all that grows with the archive.
+    ///
+    /// # Errors
+    /// Those of [`Rebuilt::open`], and `OutOfMemory` when it would take more.
+    pub(in crate::storage) fn within(
+        room: usize,
+        layer: &Root,
+        verdict: impl FnMut(Damage) -> io::Result<()> + Send + 'v,
+    ) -> io::Result<Self> {
         let replaced = match layer.open_dir(REPLACED) {
             Ok(replaced) => Some(replaced),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let moves = if replaced.is_some() { Moves::read(skeleton(layer)?)? } else { Moves::default() };
+        let moves = if replaced.is_some() { Moves::read(skeleton(layer)?, room)? } else { Moves::default() };
         Ok(Self {
             records: Records::open(skeleton(layer)?)?,
             diff: layer.open_dir("diff")?,
@@ -266,15 +281,22 @@ fn is_zero(file: &uncached::Reader, mut from: u64, to: u64) -> io::Result<bool> 
 }
 
 impl Moves {
-    fn read(skeleton: File) -> io::Result<Self> {
+    fn read(skeleton: File, room: usize) -> io::Result<Self> {
         let mut records = Records::open(skeleton)?;
         let (mut moves, mut at) = (Self::default(), 0);
+        let mut taken = 0;
         loop {
             at += 1;
             match records.next()? {
                 Record::Raw(bytes) => records.skip(bytes)?,
                 Record::File { .. } => {}
-                Record::Moved { path, number } => moves.0.entry(path).or_default().push((at, number)),
+                Record::Moved { path, number } => {
+                    taken += path.len() + ENTRY;
+                    if taken > room {
+                        return Err(io::Error::new(io::ErrorKind::OutOfMemory, "too much was replaced in it"));
+                    }
+                    moves.0.entry(path).or_default().push((at, number));
+                }
                 Record::End { .. } => return Ok(moves),
             }
         }

@@ -9,6 +9,7 @@ use super::*;
 use crate::storage::KeptLayer;
 use crate::storage::tests::Fixture;
 use crate::storage::tests::builder::{Attributes, Layer};
+use crate::storage::tests::scan;
 
 /// A store with one layer that has one of everything.
 struct Bench {
@@ -105,6 +106,28 @@ fn a_tree_that_nobody_touched_is_good() -> anyhow::Result<()> {
         .set_times(std::fs::FileTimes::new().set_accessed(std::time::UNIX_EPOCH).set_modified(before.modified()?))?;
     assert_eq!(bench.found(), Vec::<String>::new());
     assert_eq!(std::fs::metadata(bench.layer().join("diff/d/file"))?.atime(), 0);
+    Ok(())
+}
+
+/// Of everything that a layer can have, nothing is lost on the way from one chain to another.
+#[test]
+#[ignore = "needs root"]
+fn a_layer_unpacked_from_another_is_as_good() -> anyhow::Result<()> {
+    let mut bench = Bench::new()?;
+    let diff_id = bench.chain.clone();
+    let look = |bench: &Bench| -> anyhow::Result<scan::Tree> {
+        let mut tree = scan::scan(&bench.layer().join("diff"))?;
+        // No archive says when a whiteout was made.
+        tree.get_mut(Path::new("hidden")).expect("a whiteout").mtime = None;
+        Ok(tree)
+    };
+    let before = look(&bench)?;
+    bench.chain = Digest::chain(Some(&diff_id), &diff_id);
+    let staged = bench.fixture.storage.restage(&bench.chain, &diff_id, &|| true).expect("it is here and whole");
+    bench.fixture.storage.commit_layers(vec![staged])?;
+    let kept = KeptLayer::open(&bench.fixture.temp.path().join("images"), &bench.chain)?;
+    assert_eq!(kept.verify(&diff_id)?.findings, []);
+    assert_eq!(scan::differences(&before, &look(&bench)?), Vec::<String>::new());
     Ok(())
 }
 
