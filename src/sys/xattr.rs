@@ -26,6 +26,17 @@ pub fn set_by_path_fd(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> io::Res
     Ok(rustix::fs::setxattr(magic_path(fd), name, value, XattrFlags::empty())?)
 }
 
+/// Removes an attribute of whatever a descriptor names, `O_PATH` or not; one that is not there is fine.
+///
+/// # Errors
+/// Those of `removexattr(2)`, and `ENOENT` without `/proc`.
+pub fn remove_by_path_fd(fd: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::removexattr(magic_path(fd), name) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The value of an attribute of whatever an `O_PATH` descriptor names; else as [`get`].
 ///
 /// # Errors

@@ -40,7 +40,7 @@ pub(crate) struct Reply {
     pub body: Vec<u8>,
     /// Send only so many bytes of the body, then do `then`.
     pub cut: Option<(usize, Then)>,
-    /// Wait for a permit before answering.
+    /// Wait for a permit before answering, or with [`Then::Wait`] in the middle of it.
     pub gate: Option<Arc<Semaphore>>,
     /// The `Content-Length` to claim.
     pub length: Option<usize>,
@@ -54,6 +54,8 @@ pub(crate) enum Then {
     /// As a machine that fell over and came back: the connection is reset.
     Reset,
     Hang,
+    /// Wait for a permit of the gate, then send the rest.
+    Wait,
     /// A byte at a time, with pauses.
     Drip,
 }
@@ -151,7 +153,8 @@ async fn serve(
         request
     };
     let reply = answer(&request);
-    if let Some(gate) = &reply.gate {
+    let midway = matches!(reply.cut, Some((_, Then::Wait)));
+    if let Some(gate) = reply.gate.as_ref().filter(|_| !midway) {
         gate.acquire().await.ok()?.forget();
     }
     let mut text = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
@@ -178,6 +181,10 @@ async fn serve(
             stream.write_all(std::slice::from_ref(byte)).await.ok()?;
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
+    }
+    if let (Then::Wait, Some(gate)) = (then, &reply.gate) {
+        gate.acquire().await.ok()?.forget();
+        stream.write_all(&reply.body[part.min(reply.body.len())..]).await.ok()?;
     }
     if matches!(then, Then::Reset) {
         stream.set_zero_linger().ok()?;

@@ -7,9 +7,11 @@ use super::*;
 use crate::storage::tests::builder::{Attributes, Layer, gzip};
 use crate::storage::tests::scan::{Tree, differences, scan};
 
+mod attributes;
 mod damaged;
 mod merged;
 mod model;
+mod others;
 mod parser;
 
 /// A layer's directory, and next to it a tree that no layer may touch.

@@ -34,6 +34,9 @@ use times::Times;
 /// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
 pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
 
+/// The attribute of a directory that gives access lists to all that is made in it (acl(5)).
+const PASSED_ON: &[u8] = b"system.posix_acl_default";
+
 /// Longest path that one system call takes, its NUL left out (PATH_MAX, limits.h).
 const LONGEST: usize = 4095;
 
@@ -65,6 +68,12 @@ impl Place<'_> {
     fn failed(&self, operation: &'static str) -> impl FnOnce(Errno) -> UnpackError {
         let name = shown(self.name.bytes());
         move |source| UnpackError::Write { name, operation, source: source.into() }
+    }
+
+    fn unstripped(&self) -> impl FnOnce(std::io::Error) -> UnpackError {
+        let (name, operation) =
+            (shown(self.name.bytes()), "an extended attribute that is not its own cannot be removed");
+        move |source| UnpackError::Write { name, operation, source }
     }
 
     fn refused(&self, why: impl Into<String>) -> UnpackError {
@@ -152,13 +161,13 @@ impl<'l> Tree<'l> {
         }
         let place = Place { entry, name, parent: self.parents.ensure(b"")?, base: b"." };
         let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-        describe(&place, fd.as_fd())?;
+        self.describe(&place, fd.as_fd(), true)?;
         self.times.note(b"", entry.mtime)
     }
 
     fn directory(&mut self, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), UnpackError> {
         let make = || rustix::fs::mkdirat(&place.parent, place.base, Mode::RWXU);
-        let mut hides = false;
+        let (mut hides, mut again) = (false, false);
         match make() {
             Ok(()) => self.count(BLOCK),
             Err(Errno::EXIST) => {
@@ -168,12 +177,14 @@ impl<'l> Tree<'l> {
                     self.replace(place, &there, archive)?;
                     make().map_err(place.failed("the directory cannot be made"))?;
                     self.count(BLOCK);
+                } else {
+                    again = true;
                 }
             }
             Err(error) => return Err(place.failed("the directory cannot be made")(error)),
         }
         let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-        describe(place, fd.as_fd())?;
+        self.describe(place, fd.as_fd(), again)?;
         if hides {
             // The layer removes what was there, and then has a directory of its own.
             set_opaque(fd.as_fd()).map_err(place.failed("it cannot be made opaque"))?;
@@ -194,7 +205,7 @@ impl<'l> Tree<'l> {
         };
         archive.stored(&place.path(), place.entry);
         self.count(stored.next_multiple_of(BLOCK));
-        describe(place, file.as_fd())?;
+        self.describe(place, file.as_fd(), false)?;
         rustix::fs::futimens(&file, &stamps(place.entry.mtime)).map_err(place.failed("its time cannot be set"))
     }
 
@@ -257,11 +268,14 @@ impl<'l> Tree<'l> {
         let make = || rustix::fs::mknodat(&place.parent, place.base, kind, Mode::RUSR | Mode::WUSR, device);
         self.make(place, archive, "the device or FIFO cannot be made", make)?;
         self.count(0);
+        // Opening a device or a FIFO acts on it; this descriptor only names it, and chmod goes by its magic link.
+        let fd = place.open(OFlags::PATH)?;
+        if self.parents.pass_on {
+            strip(fd.as_fd(), kind, &place.entry.xattrs).map_err(place.unstripped())?;
+        }
         let (owner, group) = owner(place.entry);
         rustix::fs::chownat(&place.parent, place.base, owner, group, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(place.failed("its owner cannot be set"))?;
-        // Opening a device or a FIFO acts on it; this descriptor only names it, and chmod goes by its magic link.
-        let fd = place.open(OFlags::PATH)?;
         let mode = Mode::from_raw_mode(place.entry.mode);
         rustix::fs::chmodat(rustix::fs::CWD, magic_path(fd.as_fd()), mode, AtFlags::empty())
             .map_err(place.failed("its mode cannot be set"))?;
@@ -332,6 +346,22 @@ impl<'l> Tree<'l> {
         remove_tree(place.parent.as_fd(), os(place.base)).map_err(failed)
     }
 
+    /// What a directory or file is, by its entry alone: attributes that it has from elsewhere go, which is from an earlier
+    /// entry if it was described before, or from the access list of its parent. Then owner; then mode, since a change of
+    /// owner clears set-uid; then attributes, since it drops file capabilities.
+    fn describe(&mut self, place: &Place<'_>, fd: BorrowedFd<'_>, again: bool) -> Result<(), UnpackError> {
+        let entry = place.entry;
+        let kind = if entry.kind == Kind::Directory { FileType::Directory } else { FileType::RegularFile };
+        if again || self.parents.pass_on {
+            strip(fd, kind, &entry.xattrs).map_err(place.unstripped())?;
+        }
+        let (owner, group) = owner(entry);
+        rustix::fs::fchown(fd, owner, group).map_err(place.failed("its owner cannot be set"))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(place.failed("its mode cannot be set"))?;
+        self.parents.pass_on |= entry.xattrs.iter().any(|(name, _)| name == PASSED_ON);
+        set_attributes(place, fd, kind)
+    }
+
     fn count(&mut self, bytes: u64) {
         self.usage = self.usage.plus(Usage { bytes, inodes: 1 });
     }
@@ -376,21 +406,30 @@ fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
 }
 
-/// Owner, then mode, since a change of owner clears set-uid; then attributes, since it drops file capabilities.
-fn describe(place: &Place<'_>, fd: BorrowedFd<'_>) -> Result<(), UnpackError> {
-    let (owner, group) = owner(place.entry);
-    rustix::fs::fchown(fd, owner, group).map_err(place.failed("its owner cannot be set"))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(place.entry.mode)).map_err(place.failed("its mode cannot be set"))?;
-    let kind = if place.entry.kind == Kind::Directory { FileType::Directory } else { FileType::RegularFile };
-    set_attributes(place, fd, kind)
+/// Removes attributes that an entry could set and that are not among those to keep.
+fn strip(fd: BorrowedFd<'_>, kind: FileType, keep: &[(Vec<u8>, Vec<u8>)]) -> std::io::Result<()> {
+    let there = match xattr::list_by_path_fd(fd) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => return Ok(()),
+        there => there?,
+    };
+    for name in there.iter().filter(|name| wanted(name, kind) && !keep.iter().any(|(kept, _)| kept == *name)) {
+        xattr::remove_by_path_fd(fd, os(name))?;
+    }
+    Ok(())
 }
 
 /// Attributes that mean something in a container. An overlay's own would let a layer reach into others; those of SELinux
-/// belong to the host's policy; the kernel allows `user.` on files and directories only (xattr(7)).
+/// and Smack belong to the host's policy; the kernel allows `user.` on files and directories only (xattr(7)).
 pub(in crate::storage) fn wanted(name: &[u8], kind: FileType) -> bool {
     let plain = matches!(kind, FileType::RegularFile | FileType::Directory);
-    let refused: &[&[u8]] =
-        &[b"trusted.overlay.", b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl"];
+    let refused: &[&[u8]] = &[
+        b"trusted.overlay.",
+        b"security.selinux",
+        b"security.SMACK64",
+        b"security.ima",
+        b"security.evm",
+        b"system.nfs4_acl",
+    ];
     !name.contains(&0) && !refused.iter().any(|start| name.starts_with(start)) && (plain || !name.starts_with(b"user."))
 }
 

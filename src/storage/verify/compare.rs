@@ -17,7 +17,7 @@ use crate::sys::root::{Root, file_type};
 use crate::sys::xattr;
 
 /// Attributes that are the host's own business.
-const HOSTS: &[&[u8]] = &[b"security.selinux", b"security.ima", b"security.evm", b"system."];
+const HOSTS: &[&[u8]] = &[b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm", b"system."];
 
 struct Comparison<'c> {
     shadow: &'c Shadow,

@@ -144,12 +144,8 @@ impl Shadow {
             What::Symlink(_) => FileType::Symlink,
             _ => FileType::Unknown,
         };
-        // Attributes add up on a directory that is described again; all else is new.
-        let mut xattrs = self.nodes[at].facts.take().map(|facts| facts.xattrs).unwrap_or_default();
-        for (name, value) in entry.xattrs.iter().filter(|(name, _)| wanted(name, kind)) {
-            xattrs.retain(|(known, _)| known != name);
-            xattrs.push((name.clone(), value.clone()));
-        }
+        // A directory that is described again has nothing left of what an earlier entry said.
+        let xattrs = entry.xattrs.iter().filter(|(name, _)| wanted(name, kind)).cloned().collect();
         let facts = Facts { mode: entry.mode, owner: (entry.uid, entry.gid), mtime: entry.mtime, xattrs };
         self.nodes[at].facts = Some(facts);
     }

@@ -1,7 +1,8 @@
 //! Whole images, unpacked by us and shown by the kernel's overlay, and unpacked by umoci onto one tree: the trees are the same,
 //! whiteouts, opaque folders and replaced types included.
 
-use super::model::{Features, Generator, below_root, by_umoci, cases, in_memory, layout};
+use super::model::{Features, Generator, below_root, cases, in_memory};
+use super::others::{by_umoci, layout};
 use super::*;
 use crate::storage::tests::Fixture;
 use crate::storage::tests::builder::Seeded;
@@ -13,8 +14,9 @@ fn generated_images_look_as_umoci_unpacks_them() -> anyhow::Result<()> {
         let began = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
         for seed in 0..cases(400) {
             let mut random = Seeded(30_000 + seed);
-            let features = Features { oci: false, whiteouts: true, root: true, sparse: false };
-            let layers: Vec<_> = (0..random.below(3) + 2).map(|_| Generator::run(random.next(), features).0).collect();
+            let features = Features { oci: false, whiteouts: true, root: true, sparse: false, lists: true };
+            let seeds: Vec<_> = (0..random.below(3) + 2).map(|_| random.next()).collect();
+            let layers: Vec<_> = seeds.into_iter().map(|seed| Generator::run(seed, features).0).collect();
             let fixture = Fixture::new()?;
             let chains = fixture.add(&layers)?;
             let target = fixture.temp.path().join("ours");
@@ -37,21 +39,19 @@ fn generated_images_look_as_umoci_unpacks_them() -> anyhow::Result<()> {
 /// without giving the folder its time back. A whiteout that comes after a folder's own entry takes that folder along when it
 /// has nothing in it yet, though whiteouts apply to layers below only; later entries then make it anew, with mode, owner and time
 /// of nobody. And a folder that no layer describes is as mkdir(2) makes it, which gives it the group and the set-group-id bit of a
-/// parent with that bit; with us it is root's, 0755, whatever it is in. A folder that one archive describes twice keeps the extended
-/// attributes of both with us, as with GNU tar; umoci drops those of the first.
+/// parent with that bit, and its access list; with us it is root's, 0755, whatever it is in.
 fn forgive(ours: &mut Tree, theirs: &mut Tree, began: i64) {
     for (path, their) in theirs.iter_mut().filter(|(_, facts)| facts.kind == 'd') {
         let Some(our) = ours.get_mut(path).filter(|our| our.kind == 'd') else { continue };
         if their.mtime.is_some_and(|(seconds, _)| (began..began + 600).contains(&seconds)) {
             their.mtime = None;
-            // The parent may have another group by now.
-            let made = (their.mode, their.owner) == (0o755, (0, 0)) || (their.mode, their.owner.0) == (0o2755, 0);
+            // The parent may have another group by now. From its access list the folder has one, which ours has not.
+            let listed = their.xattrs.contains_key(&b"system.posix_acl_default"[..]);
+            let bits = if listed { 0o750 } else { 0o755 };
+            let made = (their.mode, their.owner) == (bits, (0, 0)) || (their.mode, their.owner.0) == (0o2000 | bits, 0);
             if made {
                 *our = their.clone();
             }
-        }
-        if their.xattrs.is_empty() {
-            our.xattrs.clear();
         }
     }
 }

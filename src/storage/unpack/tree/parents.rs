@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::super::UnpackError;
 use super::super::error::shown;
 use super::super::name::os;
-use super::{is_whiteout, set_opaque};
+use super::{is_whiteout, set_opaque, strip};
 use crate::storage::usage::{BLOCK, Usage};
 use crate::sys::root::{Root, file_type};
 
@@ -44,6 +44,8 @@ pub(super) struct Parents<'r> {
     implied_bytes: usize,
     /// What making directories added, until it is taken.
     made: Usage,
+    /// Some directory has an access list for all that is made in it. No entry asks for that: what is made is to lose it.
+    pub pass_on: bool,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -57,6 +59,7 @@ impl<'r> Parents<'r> {
             implied: HashSet::new(),
             implied_bytes: 0,
             made: Usage::default(),
+            pass_on: false,
         }
     }
 
@@ -213,6 +216,10 @@ impl<'r> Parents<'r> {
         let name = resolved.last().expect("a component was just added");
         let fd = rustix::fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|error| failed(path, "its directory cannot be opened", error))?;
+        if self.pass_on {
+            strip(fd.as_fd(), FileType::Directory, &[])
+                .map_err(|error| failed(path, "an access list that its directory inherits cannot be removed", error))?;
+        }
         // Whatever the umask, and whatever group a set-gid parent passes on.
         rustix::fs::fchown(&fd, Some(rustix::process::geteuid()), Some(rustix::process::getegid()))
             .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755)))
