@@ -37,6 +37,7 @@ mod unpack;
 mod usage;
 mod verify;
 mod volume;
+mod whiteouts;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -3,9 +3,10 @@
 //! Nothing is locked. Whoever reads has the daemon hold the layer; a layer in the store never changes.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::layers::Marker;
+use super::merged::Merged;
 use super::skeleton::Rebuilt;
 use super::verify::{self, Report};
 use super::{Digest, StorageError};
@@ -14,11 +15,15 @@ use crate::sys::root::Root;
 /// One layer's directory.
 #[derive(Debug)]
 pub struct KeptLayer {
+    /// The folder of all layers.
+    layers: PathBuf,
     chain: Digest,
     root: Root,
-    diff_id: Digest,
-    archive: Option<u64>,
+    marker: Marker,
 }
+
+/// Most layers that one may lie on: far more than an image can have, so that markers that lead in a circle have an end.
+const MAX_BELOW: usize = 10_000;
 
 impl KeptLayer {
     /// Opens a layer of the store below `images`.
@@ -30,21 +35,22 @@ impl KeptLayer {
             io::ErrorKind::NotFound => StorageError::Missing { chain: chain.clone() },
             _ => StorageError::Layer { chain: chain.clone(), operation: "its marker cannot be read", source },
         };
-        let root = Root::open(&images.join("layers").join(chain.hex())).map_err(failed)?;
+        let layers = images.join("layers");
+        let root = Root::open(&layers.join(chain.hex())).map_err(failed)?;
         let marker = Marker::read(&root, chain).map_err(failed)?;
-        Ok(Self { chain: chain.clone(), root, diff_id: marker.diff_id, archive: marker.archive })
+        Ok(Self { layers, chain: chain.clone(), root, marker })
     }
 
     /// The digest of the uncompressed archive, as it was when the layer was unpacked.
     #[must_use]
     pub fn diff_id(&self) -> &Digest {
-        &self.diff_id
+        &self.marker.diff_id
     }
 
     /// Bytes of its uncompressed archive; `None` when it was unpacked by a version that kept no skeleton.
     #[must_use]
     pub fn archive_size(&self) -> Option<u64> {
-        self.archive
+        self.marker.archive
     }
 
     /// The uncompressed archive, put together again from skeleton and tree. A file that is not what it was is an error
@@ -66,11 +72,25 @@ impl KeptLayer {
     /// error, but in the report.
     pub fn verify(&self, diff_id: &Digest) -> Result<Report, StorageError> {
         self.has_skeleton()?;
-        verify::verify(&self.root, &self.chain, diff_id)
+        verify::verify(&self.root, &self.chain, diff_id, &|| self.below())
+    }
+
+    /// What it lies on; `None` when that is not known to the end.
+    fn below(&self) -> io::Result<Option<Merged>> {
+        let mut roots = Vec::new();
+        let (mut parent, mut base) = (self.marker.parent.clone(), self.marker.is_base());
+        while let Some(chain) = parent.filter(|_| roots.len() < MAX_BELOW) {
+            let layer = Root::open(&self.layers.join(chain.hex()))?;
+            roots.push(layer.open_dir("diff")?);
+            let marker = Marker::read(&layer, &chain)?;
+            base = marker.is_base() || marker.opaque_root;
+            parent = marker.parent.filter(|_| !marker.opaque_root);
+        }
+        Ok(base.then(|| Merged::new(roots)))
     }
 
     fn has_skeleton(&self) -> Result<(), StorageError> {
-        match self.archive {
+        match self.marker.archive {
             Some(_) => Ok(()),
             None => Err(StorageError::NoSkeleton { chain: self.chain.clone() }),
         }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::merged::Merged;
 use super::removal::remove_tree;
 use super::unpack::{self, Compression, Limits, Unpacked};
+use super::whiteouts::{Hidden, remove_void};
 use super::{Digest, Inner, Storage, StorageError, Usage, names};
 use crate::sys::root::Root;
 
@@ -31,6 +32,8 @@ pub(super) struct Known {
     pub parent: Option<Digest>,
     /// The digest of its archive, when that can be had again.
     pub archive: Option<Digest>,
+    /// There is no layer below.
+    pub base: bool,
 }
 
 /// A layer that is unpacked and not committed, as long as it is there.
@@ -47,9 +50,9 @@ pub(super) struct Marker {
     version: u32,
     chain_id: Digest,
     pub diff_id: Digest,
-    parent: Option<Digest>,
+    pub parent: Option<Digest>,
     usage: Usage,
-    opaque_root: bool,
+    pub opaque_root: bool,
     /// Bytes of the uncompressed archive, whose skeleton is beside the tree. Layers unpacked by versions without have none.
     #[serde(default)]
     pub archive: Option<u64>,
@@ -160,13 +163,11 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Layer`] and [`StorageError::Directory`]. Layers before the failing one may be on disk then; they
     /// are not said to be here, and are replaced by the next commit of the same.
-    pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), StorageError> {
-        let Some(first) = staged.iter().min_by_key(|layer| layer.directory.number) else { return Ok(()) };
+    pub fn commit_layers(&self, mut staged: Vec<StagedLayer>) -> Result<(), StorageError> {
         let inner = &self.0;
         let parents = inner.parents(&staged);
-        for (layer, parent) in staged.iter().zip(&parents) {
-            inner.adopt_implied(layer, parent.as_ref(), &staged, &parents)?;
-        }
+        inner.settle(&mut staged, &parents)?;
+        let Some(first) = staged.iter().min_by_key(|layer| layer.directory.number) else { return Ok(()) };
         let path = &inner.options.images;
         // Each open file is told once of a write that failed, also of one before the `syncfs`, but none from before it was
         // opened. So the folder that was opened first answers for all that was unpacked for this commit, whatever
@@ -186,9 +187,7 @@ impl Storage {
             .map_err(|source| StorageError::directory(&path.join("layers"), "cannot be synced", source))?;
         let mut state = inner.state();
         for (layer, parent) in staged.iter().zip(parents) {
-            let Unpacked { usage, opaque_root, .. } = layer.unpacked;
-            let archive = Some(layer.unpacked.diff_id.clone());
-            state.layers.entry(layer.chain.clone()).or_insert(Known { usage, opaque_root, parent, archive });
+            state.layers.entry(layer.chain.clone()).or_insert_with(|| layer.known(parent));
         }
         Ok(())
     }
@@ -198,6 +197,12 @@ impl StagedLayer {
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> StorageError {
         let chain = self.chain.clone();
         move |source| StorageError::Layer { chain, operation, source }
+    }
+
+    fn known(&self, parent: Option<Digest>) -> Known {
+        let Unpacked { usage, opaque_root, .. } = self.unpacked;
+        let archive = Some(self.unpacked.diff_id.clone());
+        Known { usage, opaque_root, parent, archive, base: self.chain == self.unpacked.diff_id }
     }
 
     fn mark(&self, parent: Option<Digest>) -> io::Result<()> {
@@ -220,6 +225,11 @@ impl StagedLayer {
 }
 
 impl Marker {
+    /// There is no layer below.
+    pub(super) fn is_base(&self) -> bool {
+        self.chain_id == self.diff_id
+    }
+
     /// Reads the marker in a layer's directory.
     pub(super) fn read(layer: &Root, chain: &Digest) -> io::Result<Self> {
         let marker: Self = serde_json::from_slice(&layer.read_file(MARKER, MAX_MARKER)?)?;
@@ -242,9 +252,10 @@ impl Inner {
             };
             match self.marker(&chain) {
                 Ok(marker) => {
+                    let base = marker.is_base();
                     let Marker { usage, opaque_root, parent, diff_id, archive, .. } = marker;
                     let archive = archive.map(|_| diff_id);
-                    self.state().layers.insert(chain, Known { usage, opaque_root, parent, archive });
+                    self.state().layers.insert(chain, Known { usage, opaque_root, parent, archive, base });
                 }
                 Err(error) => {
                     tracing::warn!(layer = %chain, %error, "a layer without a good marker is removed");
@@ -332,37 +343,58 @@ impl Inner {
         staged.iter().map(|layer| if layer.chain == layer.unpacked.diff_id { None } else { find(layer) }).collect()
     }
 
-    /// Directories that a layer implies without an entry get mode, owner and time from the layers below: in the merged
-    /// view they would hide those of the directory that they stand for (`/tmp` would lose its sticky bit).
-    fn adopt_implied(
-        &self,
-        layer: &StagedLayer,
-        parent: Option<&Digest>,
-        staged: &[StagedLayer],
-        parents: &[Option<Digest>],
-    ) -> Result<(), StorageError> {
-        let (Some(parent), false) = (parent, layer.unpacked.implied.is_empty()) else { return Ok(()) };
-        let mut below = Vec::new();
-        let mut next = Some(parent.clone());
-        while let Some(chain) = next {
-            let at = staged.iter().position(|other| other.chain == chain);
-            let (root, opaque, parent) = if let Some(at) = at {
-                let root = staged[at].directory.root.open_dir("diff");
-                (root, staged[at].unpacked.opaque_root, parents[at].clone())
-            } else {
-                let Some(known) = self.state().layers.get(&chain).cloned() else { break };
-                (self.diff(&chain), known.opaque_root, known.parent)
-            };
-            below.push(root.map_err(layer.failed("a layer below it cannot be opened"))?);
-            next = if opaque { None } else { parent };
-        }
-        let merged = Merged::new(below);
-        let diff = layer.directory.root.open_dir("diff").map_err(layer.failed("it cannot be opened"))?;
-        for path in &layer.unpacked.implied {
-            adopt(&merged, &diff, path)
-                .map_err(layer.failed("a directory cannot be given the mode of the one below"))?;
+    /// Does what the layers below must be known for. Directories that a layer implies without an entry get mode, owner and time
+    /// from them: in the merged view they would hide those of the directory that they stand for (`/tmp` would lose its
+    /// sticky bit). And whiteouts that hide nothing go ([`super::whiteouts`]), unless it is not known what is below.
+    fn settle(&self, staged: &mut [StagedLayer], parents: &[Option<Digest>]) -> Result<(), StorageError> {
+        for at in 0..staged.len() {
+            let whiteouts = staged[at].unpacked.whiteouts.take();
+            if whiteouts.is_none() && staged[at].unpacked.implied.is_empty() {
+                continue;
+            }
+            let (merged, whole) = self.below(staged, parents, at)?;
+            let layer = &staged[at];
+            let diff = layer.directory.root.open_dir("diff").map_err(layer.failed("it cannot be opened"))?;
+            for path in &layer.unpacked.implied {
+                adopt(&merged, &diff, path)
+                    .map_err(layer.failed("a directory cannot be given the mode of the one below"))?;
+            }
+            if let Some(noted) = whiteouts.filter(|_| whole) {
+                let freed = remove_void(Hidden::new(merged, &diff), noted);
+                let inodes = freed.map_err(layer.failed("whiteouts that hide nothing cannot be removed"))?;
+                let layer = &mut staged[at].unpacked;
+                layer.usage = layer.usage.minus(Usage { bytes: 0, inodes });
+            }
         }
         Ok(())
+    }
+
+    /// What a staged layer lies on, and whether that is all of it.
+    fn below(
+        &self,
+        staged: &[StagedLayer],
+        parents: &[Option<Digest>],
+        at: usize,
+    ) -> Result<(Merged, bool), StorageError> {
+        let layer = &staged[at];
+        let mut roots = Vec::new();
+        let mut last = layer.known(parents[at].clone());
+        // What is below an opaque root does not show. That of the layer itself is its own affair.
+        while let Some(chain) = last.parent.take().filter(|_| roots.is_empty() || !last.opaque_root) {
+            let staged_at = staged.iter().position(|other| other.chain == chain);
+            let (root, known) = if let Some(at) = staged_at {
+                (staged[at].directory.root.open_dir("diff"), staged[at].known(parents[at].clone()))
+            } else {
+                let Some(known) = self.state().layers.get(&chain).cloned() else {
+                    return Ok((Merged::new(roots), false));
+                };
+                (self.diff(&chain), known)
+            };
+            roots.push(root.map_err(layer.failed("a layer below it cannot be opened"))?);
+            last = known;
+        }
+        let whole = last.base || (last.opaque_root && !roots.is_empty());
+        Ok((Merged::new(roots), whole))
     }
 
     /// The content of a layer in the store.

@@ -81,6 +81,25 @@ impl Merged {
         }
     }
 
+    /// A directory in each layer that has a part in it, the topmost first; none when the merged tree has no such directory.
+    /// No symlink is followed: layers are merged by names.
+    pub(super) fn folders(&self, path: &[u8]) -> io::Result<Vec<Root>> {
+        let mut above: Vec<Level> = Vec::new();
+        for name in components(path) {
+            match self.step(&above, &join(&above, &name))? {
+                Step::Directory(layers) => above.push(Level { name, layers }),
+                Step::Missing | Step::Other(..) => return Ok(Vec::new()),
+            }
+        }
+        match above.last() {
+            None => self.layers.iter().map(Root::try_clone).collect(),
+            Some(level) => {
+                let name = join(&above, b"");
+                level.layers.iter().map(|layer| self.layers[*layer].open_dir(OsStr::from_bytes(&name))).collect()
+            }
+        }
+    }
+
     fn walk(&self, path: &[u8], follow_last: bool) -> io::Result<End> {
         let mut waiting: VecDeque<Vec<u8>> = components(path).collect();
         let mut above: Vec<Level> = Vec::new();

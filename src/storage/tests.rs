@@ -7,6 +7,7 @@ mod layers;
 mod reading;
 mod reuse;
 mod rootfs;
+mod whiteouts;
 
 use super::{Compression, Digest, Limits, Storage, StorageOptions};
 

@@ -27,7 +27,7 @@ mod tests;
 pub(super) use archive::{Entry, Kind, Timestamp};
 pub use error::UnpackError;
 pub(super) use name::{CleanName, Meaning, os};
-pub(super) use tree::{OPAQUE, is_whiteout, wanted};
+pub(super) use tree::{OPAQUE, Written, is_whiteout, wanted};
 
 use super::digest::Digest;
 use super::early::Early;
@@ -84,6 +84,9 @@ pub(super) struct Unpacked {
     /// Directories that had to be made because the layer has files in them, though no entry for them. Their mode and
     /// owner are those of the layer below, which is not known here.
     pub implied: Vec<Vec<u8>>,
+    /// Paths at which whiteouts were made, some of them more than once; what is there now may be something else. Those that
+    /// hide nothing go when the layers below are known.
+    pub whiteouts: Option<Written<0>>,
     /// Bytes of the uncompressed stream.
     pub archive: u64,
 }
@@ -132,7 +135,14 @@ fn unpack_caching(
         let recorded = skeleton.expect("it was just given").finish().map_err(unwritten)?;
         let done = tree.finish()?;
         let usage = done.usage.plus(Usage { bytes: recorded.bytes.next_multiple_of(BLOCK), inodes: 1 });
-        Ok(Unpacked { diff_id, usage, opaque_root: done.opaque_root, implied: done.implied, archive: recorded.archive })
+        Ok(Unpacked {
+            diff_id,
+            usage,
+            opaque_root: done.opaque_root,
+            implied: done.implied,
+            whiteouts: done.whiteouts,
+            archive: recorded.archive,
+        })
     })
 }
 

@@ -7,10 +7,12 @@
 //!
 //! Nothing is written. Memory: a few hundred bytes for each entry of the layer, which is why a daemon does not do this.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use super::merged::Merged;
 use super::skeleton::{Damage, Rebuilt, Wrong};
 use super::unpack::{self, Entry, Limits};
 use super::{Digest, StorageError};
@@ -81,8 +83,12 @@ impl Findings {
     }
 }
 
-/// Verifies the layer in a directory.
-pub(super) fn verify(layer: &Root, chain: &Digest, diff_id: &Digest) -> Result<Report, StorageError> {
+/// Gives the layers below the one that is verified, if all of them are known.
+pub(super) type Below<'b> = &'b dyn Fn() -> io::Result<Option<Merged>>;
+
+/// Verifies the layer in a directory. `below` is only called when a whiteout is missing, which is as it should be when it would
+/// hide nothing.
+pub(super) fn verify(layer: &Root, chain: &Digest, diff_id: &Digest, below: Below<'_>) -> Result<Report, StorageError> {
     let found = Mutex::new(Findings::default());
     let held = || found.lock().unwrap_or_else(PoisonError::into_inner);
     let note = |damage: Damage| {
@@ -107,7 +113,7 @@ pub(super) fn verify(layer: &Root, chain: &Digest, diff_id: &Digest) -> Result<R
         Ok(got) => {
             let failed = |source| StorageError::Verify { chain: chain.clone(), source };
             let diff = layer.open_dir("diff").map_err(failed)?;
-            compare::compare(&shadow, &diff, &mut found).map_err(failed)?;
+            compare::compare((&shadow, &diff), below, &mut found).map_err(failed)?;
             if got != *diff_id && found.list.is_empty() {
                 // Nobody is to blame: the checksums were made to fit, or this is the skeleton of something else.
                 found.add(b"", format!("its archive has the digest {got}, the image says {diff_id}"));

@@ -22,10 +22,18 @@ pub(crate) struct Facts {
 
 pub(crate) type Tree = BTreeMap<PathBuf, Facts>;
 
-/// Reads a tree; the root itself is the empty path. A name that is listed but cannot be looked up is not there: an overlay
-/// lists whiteouts of a folder that only one layer has.
+/// Reads a tree; the root itself is the empty path. Each name that is listed can be looked up.
 pub(crate) fn scan(root: &Path) -> anyhow::Result<Tree> {
+    let (tree, unopenable) = scan_openable(root)?;
+    anyhow::ensure!(unopenable == 0, "{unopenable} names below {} are listed and cannot be looked up", root.display());
+    Ok(tree)
+}
+
+/// Reads of a tree what can be looked up, and says how many names cannot: an overlay lists whiteouts of a folder that only one
+/// layer has.
+pub(crate) fn scan_openable(root: &Path) -> anyhow::Result<(Tree, usize)> {
     let mut paths = vec![PathBuf::new()];
+    let mut unopenable = 0;
     let mut at = 0;
     while at < paths.len() {
         let path = root.join(&paths[at]);
@@ -33,7 +41,7 @@ pub(crate) fn scan(root: &Path) -> anyhow::Result<Tree> {
             for entry in std::fs::read_dir(&path)? {
                 let name = entry?.file_name();
                 match path.join(&name).symlink_metadata() {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => unopenable += 1,
                     _ => paths.push(paths[at].join(name)),
                 }
             }
@@ -74,7 +82,7 @@ pub(crate) fn scan(root: &Path) -> anyhow::Result<Tree> {
         };
         tree.insert(relative, facts);
     }
-    Ok(tree)
+    Ok((tree, unopenable))
 }
 
 fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<Vec<u8>, Vec<u8>>> {

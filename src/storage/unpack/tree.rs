@@ -22,14 +22,17 @@ use crate::sys::root::{Root, file_type, magic_path};
 use crate::sys::xattr;
 
 mod content;
+mod noted;
 mod parents;
 mod replaced;
 mod times;
 
 use content::{copy, copy_regions};
+use noted::Noted;
+pub(in crate::storage) use noted::Written;
 use parents::{Opened, Parents};
 use replaced::Replaced;
-use times::Times;
+use times::{Times, scratch_failed};
 
 /// The attribute by which an overlay hides a directory of the layers below (kernel documentation, overlayfs).
 pub(in crate::storage) const OPAQUE: &str = "trusted.overlay.opaque";
@@ -41,10 +44,14 @@ const PASSED_ON: &[u8] = b"system.posix_acl_default";
 const LONGEST: usize = 4095;
 
 pub(super) struct Tree<'l> {
+    /// The layer's own directory.
+    beside: &'l Root,
     parents: Parents<'l>,
     limits: &'l Limits,
     times: Times,
     replaced: Replaced<'l>,
+    /// Where a whiteout was made; it may have been replaced since.
+    whiteouts: Option<Noted<0>>,
     usage: Usage,
     opaque_root: bool,
 }
@@ -54,6 +61,7 @@ pub(super) struct Done {
     pub usage: Usage,
     pub opaque_root: bool,
     pub implied: Vec<Vec<u8>>,
+    pub whiteouts: Option<Written<0>>,
 }
 
 /// An entry being applied: names for messages, and where it goes.
@@ -104,10 +112,12 @@ impl<'l> Tree<'l> {
         open_parents: usize,
     ) -> Result<Self, UnpackError> {
         Ok(Self {
+            beside,
             parents: Parents::new(root, open_parents),
             limits,
             times: Times::new(beside.as_fd())?,
             replaced: Replaced::new(beside),
+            whiteouts: None,
             usage: Usage::default(),
             opaque_root: false,
         })
@@ -223,6 +233,9 @@ impl<'l> Tree<'l> {
         if file_type(&stat) == FileType::Directory {
             return Err(place.refused("the target of the hard link is a directory"));
         }
+        if is_whiteout(&stat) {
+            self.note_whiteout(place)?;
+        }
         let link = || rustix::fs::linkat(&found, base, &place.parent, place.base, AtFlags::empty());
         match link() {
             Ok(()) => return Ok(()),
@@ -268,6 +281,10 @@ impl<'l> Tree<'l> {
         let make = || rustix::fs::mknodat(&place.parent, place.base, kind, Mode::RUSR | Mode::WUSR, device);
         self.make(place, archive, "the device or FIFO cannot be made", make)?;
         self.count(0);
+        if kind == FileType::CharacterDevice && device == 0 {
+            // Whoever makes it, to an overlay it is one.
+            self.note_whiteout(place)?;
+        }
         // Opening a device or a FIFO acts on it; this descriptor only names it, and chmod goes by its magic link.
         let fd = place.open(OFlags::PATH)?;
         if self.parents.pass_on {
@@ -290,7 +307,7 @@ impl<'l> Tree<'l> {
         match rustix::fs::mknodat(&place.parent, place.base, FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => {
                 self.count(0);
-                Ok(())
+                self.note_whiteout(place)
             }
             Err(Errno::EXIST) if file_type(&place.stat()?) == FileType::Directory => {
                 let fd = place.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -299,6 +316,17 @@ impl<'l> Tree<'l> {
             Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(place.failed("the whiteout cannot be made")(error)),
         }
+    }
+
+    fn note_whiteout(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        let noted = match &mut self.whiteouts {
+            Some(noted) => noted,
+            None => {
+                let noted = Noted::new(self.beside.as_fd()).map_err(scratch_failed("cannot be made"))?;
+                self.whiteouts.insert(noted)
+            }
+        };
+        noted.note([], &place.path()).map_err(scratch_failed("cannot be written"))
     }
 
     /// Makes something new, in the place of whatever has its name.
@@ -384,7 +412,8 @@ impl<'l> Tree<'l> {
             Ok(())
         })?;
         let usage = self.usage.plus(self.parents.take_made()).plus(self.replaced.usage());
-        Ok(Done { usage, opaque_root: self.opaque_root, implied: self.parents.implied() })
+        let whiteouts = self.whiteouts.map(Noted::done).transpose().map_err(scratch_failed("cannot be written"))?;
+        Ok(Done { usage, opaque_root: self.opaque_root, implied: self.parents.implied(), whiteouts })
     }
 }
 

@@ -10,9 +10,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::Findings;
 use super::shadow::{Facts, Names, Node, ROOT, Shadow, What};
+use super::{Below, Findings};
 use crate::storage::unpack::{OPAQUE, os};
+use crate::storage::whiteouts::Hidden;
 use crate::sys::root::{Root, file_type};
 use crate::sys::xattr;
 
@@ -21,7 +22,11 @@ const HOSTS: &[&[u8]] = &[b"security.selinux", b"security.SMACK64", b"security.i
 
 struct Comparison<'c> {
     shadow: &'c Shadow,
+    diff: &'c Root,
     found: &'c mut Findings,
+    below: Below<'c>,
+    /// What whiteouts of the layer hide, once that was asked for; `None` inside: the layers below are not known.
+    hidden: Option<Option<Hidden<'c>>>,
     /// The names that each node has.
     links: Vec<u32>,
     /// The inode of a node with several names, and the first of them.
@@ -29,13 +34,14 @@ struct Comparison<'c> {
 }
 
 /// Compares all of it.
-pub(super) fn compare(shadow: &Shadow, diff: &Root, found: &mut Findings) -> io::Result<()> {
-    let mut comparison = Comparison { shadow, found, links: links(shadow), first: HashMap::new() };
+pub(super) fn compare((shadow, diff): (&Shadow, &Root), below: Below<'_>, found: &mut Findings) -> io::Result<()> {
+    let links = links(shadow);
+    let mut comparison = Comparison { shadow, diff, found, below, hidden: None, links, first: HashMap::new() };
     let root = diff.try_clone()?;
     comparison.node(b"", ROOT, &root.into())?;
     let mut waiting = vec![(Vec::new(), ROOT)];
     while let Some((path, at)) = waiting.pop() {
-        let below = comparison.directory(diff, &path, at)?;
+        let below = comparison.directory(&path, at)?;
         waiting.extend(below);
     }
     Ok(())
@@ -56,11 +62,11 @@ fn links(shadow: &Shadow) -> Vec<u32> {
 
 impl Comparison<'_> {
     /// Compares what is in a directory; gives the directories in it that are there on both sides.
-    fn directory(&mut self, diff: &Root, path: &[u8], at: usize) -> io::Result<Vec<(Vec<u8>, usize)>> {
+    fn directory(&mut self, path: &[u8], at: usize) -> io::Result<Vec<(Vec<u8>, usize)>> {
         let Some(names) = self.shadow.names(at) else { return Ok(Vec::new()) };
         let name = if path.is_empty() { &b"."[..] } else { path };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
-        let directory = match diff.open_beneath(os(name), flags, 0) {
+        let directory = match self.diff.open_beneath(os(name), flags, 0) {
             Ok(directory) => directory,
             Err(error) => {
                 self.found.add(path, format!("it cannot be opened: {error}"));
@@ -83,11 +89,15 @@ impl Comparison<'_> {
         let whole = |base: &[u8]| if path.is_empty() { base.to_vec() } else { [path, base].join(&b'/') };
         let mut below = Vec::new();
         for (base, child) in names {
-            let path = whole(base);
+            let below_root = whole(base);
             if !there.remove(base) {
-                self.found.add(&path, "it is missing");
+                // A commit leaves whiteouts out that hide nothing.
+                if !self.shadow.nodes[*child].is_whiteout() || self.would_hide(path, base)? {
+                    self.found.add(&below_root, "it is missing");
+                }
                 continue;
             }
+            let path = below_root;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(&directory, os(base), flags, Mode::empty()) {
                 Ok(fd) => {
@@ -102,6 +112,18 @@ impl Comparison<'_> {
             self.found.add(&whole(&extra), "it is not in the archive");
         }
         Ok(below)
+    }
+
+    /// Whether a whiteout would hide something, as far as that is known.
+    fn would_hide(&mut self, folder: &[u8], name: &[u8]) -> io::Result<bool> {
+        let hidden = match &mut self.hidden {
+            Some(hidden) => hidden,
+            None => {
+                let below = (self.below)()?;
+                self.hidden.insert(below.map(|below| Hidden::new(below, self.diff)))
+            }
+        };
+        hidden.as_mut().map_or(Ok(true), |hidden| hidden.is(folder, name))
     }
 
     /// Compares one thing; says whether it is a directory on both sides.

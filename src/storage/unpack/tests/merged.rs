@@ -6,6 +6,7 @@ use super::others::{by_umoci, layout};
 use super::*;
 use crate::storage::tests::Fixture;
 use crate::storage::tests::builder::Seeded;
+use crate::storage::tests::scan::scan_openable;
 
 #[test]
 #[ignore = "needs root"]
@@ -54,6 +55,48 @@ fn forgive(ours: &mut Tree, theirs: &mut Tree, began: i64) {
             }
         }
     }
+}
+
+/// Leaving whiteouts out that hide nothing changes no more than what an overlay lists: beside the same layers as they were
+/// unpacked, the tree is the same, and there are names that cannot be opened in that one only.
+#[test]
+#[ignore = "needs root"]
+fn generated_images_look_as_with_all_whiteouts() -> anyhow::Result<()> {
+    in_memory(|| {
+        let all = Features { oci: true, whiteouts: true, root: true, sparse: true, lists: true };
+        let (mut unopenable, began) = (0, 40_000);
+        for seed in began..began + cases(300) {
+            let mut random = Seeded(seed);
+            let seeds: Vec<_> = (0..random.below(3) + 2).map(|_| random.next()).collect();
+            let layers: Vec<_> = seeds.into_iter().map(|seed| Generator::run(seed, all).0).collect();
+            let fixture = Fixture::new()?;
+            let chains = fixture.add(&layers)?;
+            let target = fixture.temp.path().join("ours");
+            fixture.storage.mount_rootfs("c", &chains, &target, None)?;
+            let ours = scan(&target)?;
+            fixture.storage.unmount_rootfs(&target)?;
+            let benches = layers.iter().map(|layer| {
+                let bench = Bench::new()?;
+                bench.unpack(OPEN_PARENTS, Compression::None, layer)?;
+                anyhow::Ok(bench)
+            });
+            let benches = benches.collect::<anyhow::Result<Vec<_>>>()?;
+            let lower = benches.iter().rev().map(Bench::diff).collect();
+            crate::sys::mount::overlay::Overlay { lower, writable: None }.mount(&target)?;
+            let (raw, lost) = scan_openable(&target)?;
+            crate::sys::mount::detach(&target)?;
+            unopenable += lost;
+            let (mut ours, mut raw) = (below_root(ours), below_root(raw));
+            // Folders without an entry have mode, owner and time of those below in the store only.
+            for facts in ours.values_mut().chain(raw.values_mut()).filter(|facts| facts.kind == 'd') {
+                (facts.mode, facts.owner, facts.mtime) = (0, (0, 0), None);
+            }
+            let found = differences(&ours, &raw);
+            anyhow::ensure!(found.is_empty(), "seed {seed}, {} layers: {found:#?}", layers.len());
+        }
+        assert!(unopenable > 0, "no whiteout was there that hides nothing");
+        Ok(())
+    })
 }
 
 /// A link needs what it leads to: an archive that has it only later is refused by all.

@@ -1,32 +1,24 @@
-//! Directory times to be set at the end, kept in an unnamed file: there may be millions.
+//! Directory times to be set at the end, kept in a file: there may be millions.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Seek as _, Write as _};
 use std::os::fd::BorrowedFd;
-
-use rustix::fs::{Mode, OFlags};
 
 use super::super::UnpackError;
 use super::super::archive::Timestamp;
+use super::noted::Noted;
 
-/// A record per entry: seconds and nanoseconds, and the path up to a NUL, which no clean name holds.
-pub(super) struct Times(BufWriter<File>);
+/// For each entry of a directory: seconds and nanoseconds.
+pub(super) struct Times(Noted<12>);
 
 impl Times {
     pub(super) fn new(scratch: BorrowedFd<'_>) -> Result<Self, UnpackError> {
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(scratch, ".", flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|source| UnpackError::Scratch { operation: "cannot be made", source: source.into() })?;
-        Ok(Self(BufWriter::with_capacity(64 << 10, File::from(file))))
+        Noted::new(scratch).map(Self).map_err(scratch_failed("cannot be made"))
     }
 
     pub(super) fn note(&mut self, path: &[u8], mtime: Timestamp) -> Result<(), UnpackError> {
-        let mut record = Vec::with_capacity(path.len() + 13);
-        record.extend_from_slice(&mtime.seconds.to_le_bytes());
-        record.extend_from_slice(&mtime.nanoseconds.to_le_bytes());
-        record.extend_from_slice(path);
-        record.push(0);
-        self.0.write_all(&record).map_err(|source| UnpackError::Scratch { operation: "cannot be written", source })
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&mtime.seconds.to_le_bytes());
+        bytes[8..].copy_from_slice(&mtime.nanoseconds.to_le_bytes());
+        self.0.note(bytes, path).map_err(scratch_failed("cannot be written"))
     }
 
     /// Gives the records back in their order.
@@ -34,22 +26,17 @@ impl Times {
         self,
         mut apply: impl FnMut(&[u8], Timestamp) -> Result<(), UnpackError>,
     ) -> Result<(), UnpackError> {
-        let unread = |source| UnpackError::Scratch { operation: "cannot be read back", source };
-        let mut file = self.0.into_inner().map_err(|error| unread(error.into_error()))?;
-        file.rewind().map_err(unread)?;
-        let mut reader = BufReader::with_capacity(64 << 10, file);
-        let mut path = Vec::new();
-        while !reader.fill_buf().map_err(unread)?.is_empty() {
-            let (mut seconds, mut nanoseconds) = ([0; 8], [0; 4]);
-            std::io::Read::read_exact(&mut reader, &mut seconds).map_err(unread)?;
-            std::io::Read::read_exact(&mut reader, &mut nanoseconds).map_err(unread)?;
-            path.clear();
-            reader.read_until(0, &mut path).map_err(unread)?;
-            path.pop();
-            let mtime =
-                Timestamp { seconds: i64::from_le_bytes(seconds), nanoseconds: u32::from_le_bytes(nanoseconds) };
-            apply(&path, mtime)?;
-        }
-        Ok(())
+        let written = self.0.done().map_err(scratch_failed("cannot be written"))?;
+        written.replay(scratch_failed("cannot be read back"), |bytes, path| {
+            let (seconds, nanoseconds) = bytes.split_at(8);
+            let seconds = i64::from_le_bytes(seconds.try_into().expect("eight bytes"));
+            let nanoseconds = u32::from_le_bytes(nanoseconds.try_into().expect("four bytes"));
+            apply(path, Timestamp { seconds, nanoseconds })
+        })
     }
+}
+
+/// What could not be done with the file.
+pub(super) fn scratch_failed(operation: &'static str) -> impl Fn(std::io::Error) -> UnpackError {
+    move |source| UnpackError::Scratch { operation, source }
 }
