@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 pub(crate) mod scan;
 
+mod large;
 mod layers;
 mod reading;
 mod reuse;
