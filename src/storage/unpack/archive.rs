@@ -16,7 +16,7 @@ use crate::storage::skeleton;
 
 const BLOCK: usize = 512;
 
-/// Most regions of a sparse file; each costs 16 bytes of memory (CVE-2025-58183).
+/// Most regions of a sparse file, those without data too; each costs 16 bytes of memory (CVE-2025-58183).
 const MAX_REGIONS: usize = 1 << 16;
 
 /// Seconds since the epoch, and nanoseconds on top of them.
@@ -275,7 +275,7 @@ impl<'l> Archive<'l> {
         let gnu = header.as_gnu().ok_or(SparseError::Map("a sparse file without a GNU header"))?;
         let full = numeric(&gnu.realsize).and_then(|size| u64::try_from(size).ok());
         let full = full.ok_or(SparseError::Map("its full size is out of range"))?;
-        let mut map = SparseMap { regions: Vec::new(), end: 0, stored: 0 };
+        let mut map = SparseMap { regions: Vec::new(), slots: 0, end: 0, stored: 0 };
         for region in &gnu.sparse {
             map.add(region)?;
         }
@@ -377,12 +377,18 @@ enum SparseError {
 
 struct SparseMap {
     regions: Vec<(u64, u64)>,
+    /// Places for a region so far: a map could go on for ever with empty ones.
+    slots: usize,
     end: u64,
     stored: u64,
 }
 
 impl SparseMap {
     fn add(&mut self, region: &GnuSparseHeader) -> Result<(), SparseError> {
+        self.slots += 1;
+        if self.slots > MAX_REGIONS {
+            return Err(SparseError::Map("its sparse map has too many regions"));
+        }
         if region.is_empty() {
             return Ok(());
         }
@@ -391,9 +397,6 @@ impl SparseMap {
         let (Some(offset), Some(length)) = (part(&region.offset), part(&region.numbytes)) else { return Err(bad) };
         let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
         let (Some(end), true) = (end, offset >= self.end) else { return Err(bad) };
-        if self.regions.len() == MAX_REGIONS {
-            return Err(SparseError::Map("its sparse map has too many regions"));
-        }
         self.end = end;
         self.stored += length;
         if length > 0 {

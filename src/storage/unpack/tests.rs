@@ -85,9 +85,32 @@ fn cve_2021_32760_metadata_never_goes_through_a_link() {
             Layer::new()
                 .file("own", "x")
                 .symlink("x", &format!("{outside}/file"))
+                .pax(&[("SCHILY.xattr.user.some", b"evil")])
                 .raw(flag, (b"x", target), 0, b"", wide)
                 .done()
         });
+    }
+}
+
+/// The same where an owner can be set, and for each kind of entry. It has what it asks for, and nothing else does.
+#[test]
+#[ignore = "needs root"]
+fn cve_2021_32760_owners_never_go_through_a_link() {
+    for flag in *b"0123456" {
+        let bench = taken(|outside| {
+            let wide = Attributes { mode: 0o4777, uid: 1234, gid: 2345, mtime: 1 };
+            let target: &[u8] = if flag == b'1' { b"own" } else { b"elsewhere" };
+            Layer::new()
+                .file("own", "x")
+                .symlink("x", &format!("{outside}/file"))
+                .pax(&[("SCHILY.xattr.trusted.some", b"evil")])
+                .raw(flag, (b"x", target), 0, b"", wide)
+                .done()
+        });
+        let tree = scan(&bench.diff()).expect("it can be read");
+        let (owner, names) = (tree[&PathBuf::from("x")].owner, tree[&PathBuf::from("x")].xattrs.len());
+        // A hard link says nothing of what it leads to.
+        assert!(flag == b'1' || (owner, names) == ((1234, 2345), 1), "{}: {owner:?}", flag.escape_ascii());
     }
 }
 

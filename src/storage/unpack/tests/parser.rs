@@ -126,20 +126,91 @@ fn cve_2025_58183_sparse_maps_are_bounded_and_checked() {
     refused(|_| Layer::new().block(sparse_header(&[(0, 512)], 100, false), &[0; 512]).done());
     refused(|_| Layer::new().block(sparse_header(&[(u64::MAX >> 2, u64::MAX >> 2)], 1, false), b"").done());
     refused(|_| Layer::new().block(sparse_header(&[(0, 1)], 1 << 50, false), b"x").done());
-    // Regions without end: each block of map says that another follows.
-    refused(|_| {
-        let mut layer = Layer::new().block(sparse_header(&[], 1 << 40, true), b"").0;
-        let mut offset = 0;
+    // Regions without end: each block of map says that another follows. With data, which has to be in order; without, which
+    // always is; and blank.
+    let first = Layer::new().block(sparse_header(&[], 1 << 40, true), b"").0;
+    for length in [Some(1), Some(0), None] {
+        let (mut blocks, mut offset) = (Vec::new(), 0);
         for _ in 0..4000 {
             let mut more = tar::GnuExtSparseHeader::new();
             more.set_is_extended(true);
-            for slot in more.sparse_mut() {
-                offset += 2;
+            for (slot, length) in more.sparse_mut().iter_mut().zip(std::iter::repeat(length)) {
+                let Some(length) = length else { break };
+                offset += 2 * length;
                 slot.set_offset(offset);
-                slot.set_length(1);
+                slot.set_length(length);
             }
-            layer.extend_from_slice(more.as_bytes());
+            blocks.extend_from_slice(more.as_bytes());
         }
-        layer
-    });
+        let (error, read, left) = endless(first.clone(), blocks, &Limits::default());
+        assert!(error.contains("too many regions"), "{error}");
+        // A block of 512 bytes has 21 of the 65536.
+        assert!(read <= (2 << 20) + UNDER_WAY, "{read} bytes were read");
+        assert_eq!(left, [""; 0]);
+    }
+}
+
+/// What the two threads may have taken from a source before the second of them stops the first: the queue, a buffer in each
+/// hand, and the buffer before the decompressor.
+const UNDER_WAY: usize = 8 * (256 << 10);
+
+/// Unpacks a stream that never ends: gives the error, how many bytes were read until then, and the names that are there.
+fn endless(first: Vec<u8>, again: Vec<u8>, limits: &Limits) -> (String, usize, Vec<String>) {
+    struct Endless<'e> {
+        first: Vec<u8>,
+        again: Vec<u8>,
+        read: &'e std::sync::atomic::AtomicUsize,
+    }
+    impl std::io::Read for Endless<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            use std::sync::atomic::Ordering::Relaxed;
+            let at = self.read.load(Relaxed);
+            if at > 256 << 20 {
+                return Err(std::io::Error::other("it is read without end"));
+            }
+            let from = match at.checked_sub(self.first.len()) {
+                None => &self.first[at..],
+                Some(past) => &self.again[past % self.again.len()..],
+            };
+            let count = from.len().min(into.len());
+            into[..count].copy_from_slice(&from[..count]);
+            self.read.store(at + count, Relaxed);
+            Ok(count)
+        }
+    }
+    let (bench, read) = (Bench::new().expect("a temporary directory"), std::sync::atomic::AtomicUsize::new(0));
+    let (diff, work) = (Root::open(&bench.diff()), Root::open(&bench.temp.path().join("work")));
+    let (diff, work) = (diff.expect("made"), work.expect("made"));
+    let source = Endless { first, again, read: &read };
+    let error = unpack(&diff, &work, Compression::None, source, limits, None).expect_err("it has no end").to_string();
+    let tree = scan(&bench.diff()).expect("it can be read");
+    let names = tree.into_keys().map(|path| path.display().to_string()).filter(|path| !path.is_empty());
+    (error, read.into_inner(), names.collect())
+}
+
+/// A limit is where work ends, not only what the error speaks of.
+#[test]
+fn nothing_is_read_on_past_a_limit() {
+    let limits = Limits { entries: 100, bytes: 4 << 20, ..Limits::default() };
+    let (small, megabytes) = (16 << 10, 4 << 20);
+    let header = |size: u64, flag: u8| Layer::new().raw(flag, (b"f", b""), size, b"", Attributes::default()).0;
+    let cases = [
+        // Entries; the archive is two blocks for each.
+        ("more than 100 entries", vec![], Layer::new().file("f", "x").0, 100 * 1024),
+        // One file, said to be larger than allowed: nothing of it is read.
+        ("more than 4194304 bytes in its files", header(8 << 30, b'0'), vec![b'x'; small], 512),
+        // Files of a megabyte each.
+        ("more than 4194304 bytes", vec![], Layer::new().file("f", vec![b'x'; 1 << 20]).0, megabytes),
+        // Zeros after the end of the archive.
+        ("more than 4194304 bytes", Layer::new().done(), vec![0; small], megabytes),
+        // An extension header, said to be as large as memory.
+        ("bytes in one extension header", header(8 << 30, b'x'), vec![b'x'; small], 512),
+        ("bytes in one extension header", header(8 << 30, b'L'), vec![b'x'; small], 512),
+    ];
+    for (want, first, again, most) in cases {
+        let (error, read, names) = endless(first, again, &limits);
+        assert!(error.contains(want), "{error}");
+        assert!(read <= most + UNDER_WAY, "{want}: {read} bytes were read");
+        assert!(names.is_empty() || names == ["f"], "{names:?}");
+    }
 }
