@@ -1,6 +1,7 @@
 //! A hostile layer, written entry by entry: whatever is in it, nothing panics, nothing outside of the store changes, memory is
 //! bounded, the same layer cut otherwise has the same outcome, and nothing is left once it is dropped.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,13 @@ pub fn check(input: &[u8]) {
     let outcome = |reader: Pieces<'_>| {
         let staged = bench.store.stage_layer(&digest, &digest, Compression::None, reader, &limits);
         // Which of several faults is told may depend on when they are met.
-        staged.map(|staged| staged.usage()).map_err(|_| ())
+        let staged = staged.map_err(|_| ())?;
+        // What could be unpacked can be committed, which takes whiteouts out again: a layer at the bottom hides nothing.
+        bench.store.commit_layers(vec![staged]).expect("a commit");
+        let usage = bench.store.layer_size(&digest).expect("it is there");
+        let removed = bench.store.remove_unleased(&HashSet::new()).expect("a removal");
+        assert_eq!(removed.count, 1);
+        Ok::<_, ()>(usage)
     };
     let watch = heap::Watch::begin();
     let whole = outcome(Pieces { rest: Box::new(std::iter::once(&layer[..])), now: &[] });
