@@ -44,12 +44,12 @@ mod table;
 mod trust;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cri_proto::runtime::v1::AuthConfig;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub use config::{ImageConfig, ImageUser, UserError};
 pub use error::{ErrorKind, ImageError};
@@ -147,7 +147,10 @@ impl Images {
     /// [`ImageError::Registries`] for a `registries.conf` that cannot be used, [`ImageError::Disk`] and
     /// [`ImageError::Database`] when the disk refuses or another daemon has the database open.
     pub async fn open(options: ImagesOptions, storage: Arc<dyn LayerStore>) -> Result<Self, ImageError> {
-        task::blocking(move || Self::open_blocking(options, storage)).await
+        let freed = storage.freed();
+        let opened = task::blocking(move || Self::open_blocking(options, storage)).await?;
+        task::spawn("image-freed", collect_freed(Arc::downgrade(&opened.0), freed));
+        Ok(opened)
     }
 
     fn open_blocking(options: ImagesOptions, layers: Arc<dyn LayerStore>) -> Result<Self, ImageError> {
@@ -302,6 +305,23 @@ impl Settings {
             auth_dir: config.auth_dir.clone(),
             unnamed_signatures: config.unnamed_signatures,
         }
+    }
+}
+
+/// Takes what a removal left for a lease, once that is given back: a container's that outlived its image, or that of
+/// a pull which read the layer.
+async fn collect_freed(inner: Weak<Inner>, freed: Arc<Notify>) {
+    loop {
+        freed.notified().await;
+        let Some(inner) = inner.upgrade() else { return };
+        task::blocking(move || inner.collect()).await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Ends the task that waits for it.
+        self.layers.freed().notify_one();
     }
 }
 

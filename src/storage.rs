@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use crate::sys::root::Root;
 
 mod digest;
@@ -77,6 +79,7 @@ struct Inner {
     /// Held while names in `layers` change, so that a commit and a removal of one layer cannot cross.
     renaming: Mutex<()>,
     next: AtomicU64,
+    freed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +88,8 @@ struct State {
     /// Those in staging whose archives can be had again; some may be gone.
     staged: Vec<layers::InStaging>,
     leases: HashMap<Digest, usize>,
+    /// Layers that the last removal would have taken, had they not been leased.
+    spared: HashSet<Digest>,
 }
 
 impl Storage {
@@ -107,6 +112,7 @@ impl Storage {
             state: Mutex::default(),
             renaming: Mutex::default(),
             next: AtomicU64::new(0),
+            freed: Arc::default(),
         };
         make(&inner.empty())?;
         inner.sweep_staging()?;
@@ -154,6 +160,12 @@ impl Storage {
     /// recorded, so that a removal in between takes none of its layers.
     pub fn reserve(&self, chains: &[Digest]) -> LayerLease {
         LayerLease::new(&self.0, &mut self.0.state(), chains)
+    }
+
+    /// Is notified when the last lease is given back of a layer that a removal left for it: the next one can take that.
+    #[must_use]
+    pub fn freed(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.freed)
     }
 
     /// Removes every layer that is neither in `keep` nor leased or reserved.

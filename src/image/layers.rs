@@ -6,6 +6,9 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Read;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use crate::storage::Digest;
 
@@ -45,6 +48,9 @@ pub trait LayerStore: Send + Sync + 'static {
     /// # Errors
     /// [`LayerError`] when the disk refuses.
     fn remove_unleased(&self, keep: &HashSet<Digest>) -> Result<(), LayerError>;
+
+    /// Is notified when a layer that [`LayerStore::remove_unleased`] left for its lease alone has none any more.
+    fn freed(&self) -> Arc<Notify>;
 
     /// Bytes and inodes of all layers.
     fn usage(&self) -> Usage;

@@ -303,8 +303,10 @@ impl Inner {
         {
             let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
             let mut state = self.state();
-            let spare = |chain: &Digest| keep.contains(chain) || state.leases.contains_key(chain);
-            let victims: Vec<Digest> = state.layers.keys().filter(|chain| !spare(chain)).cloned().collect();
+            let unneeded = state.layers.keys().filter(|chain| !keep.contains(*chain)).cloned();
+            let (spared, victims): (HashSet<Digest>, HashSet<Digest>) =
+                unneeded.partition(|chain| state.leases.contains_key(chain));
+            state.spared = spared;
             for chain in victims {
                 let name = self.staging_number().to_string();
                 match rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name) {

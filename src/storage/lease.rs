@@ -30,13 +30,19 @@ impl LayerLease {
 impl Drop for LayerLease {
     fn drop(&mut self) {
         let mut state = self.inner.state();
+        let mut freed = false;
         for chain in &self.chains {
             if let Some(count) = state.leases.get_mut(chain) {
                 *count -= 1;
                 if *count == 0 {
                     state.leases.remove(chain);
+                    freed |= state.spared.remove(chain);
                 }
             }
+        }
+        drop(state);
+        if freed {
+            self.inner.freed.notify_one();
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::*;
 
@@ -14,6 +14,7 @@ pub(crate) struct FakeLayers {
     leases: Arc<Mutex<HashMap<Digest, usize>>>,
     staged: Arc<AtomicUsize>,
     stages: AtomicUsize,
+    freed: Arc<Notify>,
 }
 
 struct FakeStaged {
@@ -129,6 +130,11 @@ impl LayerStore for FakeLayers {
         let leases = locked(&self.leases);
         locked(&self.layers).retain(|chain, _| keep.contains(chain) || leases.contains_key(chain));
         Ok(())
+    }
+
+    /// It has nothing to say: the tests that hold leases over a removal use the real store.
+    fn freed(&self) -> Arc<Notify> {
+        self.freed.clone()
     }
 
     fn usage(&self) -> Usage {

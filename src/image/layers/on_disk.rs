@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 use std::io::Read;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::{LayerError, LayerStore, Lease, Packing, Staged, Usage};
 use crate::storage::{self, Compression, Digest, Limits, StagedLayer, Storage, StorageError};
@@ -45,6 +48,10 @@ impl LayerStore for Storage {
 
     fn remove_unleased(&self, keep: &HashSet<Digest>) -> Result<(), LayerError> {
         Self::remove_unleased(self, keep).map(|_| ()).map_err(whole)
+    }
+
+    fn freed(&self) -> Arc<Notify> {
+        Self::freed(self)
     }
 
     fn usage(&self) -> Usage {

@@ -153,12 +153,23 @@ async fn nothing_in_use_is_ever_collected() -> anyhow::Result<()> {
         scene.images.remove(&scene.name(n)).await?;
     }
     // Leases of the last pulls are given back by tasks of their own.
-    let emptied = || {
-        scene.images.0.collect();
-        scene.count("layers") == 0
-    };
-    until(emptied).await;
-    assert_eq!((scene.count("staging"), scene.count("blobs/sha256")), (0, 0));
+    until(|| ["layers", "staging", "blobs/sha256"].iter().all(|folder| scene.count(folder) == 0)).await;
     assert_eq!(scene.images.list(None).len(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_lease_kept_from_a_removal_goes_with_the_lease() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let record = scene.images.pull(PullRequest { reference: scene.name(0), auth: None, namespace: None }).await?;
+    let container = scene.storage.lease(&record.chain)?;
+    let other = scene.storage.lease(&record.chain[..1])?;
+    scene.images.remove(&scene.name(0)).await?;
+    scene.images.0.collect();
+    scene.look(&record)?;
+    drop(container);
+    until(|| scene.count("layers") == 1).await;
+    drop(other);
+    until(|| scene.count("layers") == 0 && scene.images.fs_usage().inodes == 0).await;
     Ok(())
 }
