@@ -260,13 +260,10 @@ impl Server {
             self.read_signals();
             self.reap();
             if self.quitting {
-                // Nothing may be started now. Whoever asked sees the connection end.
+                // Nothing may be started now, whoever asked for the end. Who asks for more sees the connection end.
                 return;
             }
             self.request(datagram);
-            if self.quitting {
-                return;
-            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, PoisonError, Weak};
 
-use rustix::fs::{Gid, Mode, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{Gid, Mode, RenameFlags, Timestamps, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use super::removal::remove_tree;
 use super::unpack::{self, Compression, Limits, Unpacked};
 use super::whiteouts::{Hidden, remove_void};
 use super::{Digest, Inner, Storage, StorageError, Usage, names};
-use crate::sys::root::Root;
+use crate::sys::root::{Root, modified};
 
 const MARKER: &str = "layer.json";
 const MAX_MARKER: u64 = 16 << 10;
@@ -408,16 +408,11 @@ impl Inner {
 fn adopt(merged: &Merged, diff: &Root, path: &[u8]) -> io::Result<()> {
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path);
     let Some(below) = merged.directory(path)? else { return Ok(()) };
-    let own = match diff.open_dir(name) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
-        // A later entry may have put something else there.
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::LOOP) => return Ok(()),
-        own => own?,
-    };
+    // A later entry may have put something else there.
+    let Some(own) = diff.find_dir(name)? else { return Ok(()) };
     rustix::fs::fchown(&own, Some(Uid::from_raw(below.st_uid)), Some(Gid::from_raw(below.st_gid)))?;
     rustix::fs::fchmod(&own, Mode::from_raw_mode(below.st_mode & 0o7777))?;
-    let nanoseconds = i64::try_from(below.st_mtime_nsec).unwrap_or(0);
-    let time = Timespec { tv_sec: below.st_mtime, tv_nsec: nanoseconds };
+    let time = modified(&below);
     rustix::fs::futimens(&own, &Timestamps { last_access: time, last_modification: time })?;
     Ok(())
 }

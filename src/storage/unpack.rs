@@ -27,7 +27,7 @@ mod tests;
 pub(super) use archive::{Entry, Kind, Timestamp};
 pub use error::UnpackError;
 pub(super) use name::{CleanName, Meaning, os};
-pub(super) use tree::{OPAQUE, Written, is_whiteout, wanted};
+pub(super) use tree::{OPAQUE, Written, is_of_the_host, is_whiteout, wanted};
 
 use super::digest::Digest;
 use super::early::Early;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::merged::Merged;
 use super::unpack::{OPAQUE, Written, is_whiteout, os};
-use crate::sys::root::Root;
+use crate::sys::root::{Root, modified};
 use crate::sys::xattr;
 
 /// What the whiteouts of one layer hide of the layers below it. The last folder that was asked for is kept open.
@@ -58,10 +58,7 @@ impl<'l> Hidden<'l> {
         let slashes = folder.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         for end in std::iter::once(0).chain(slashes).chain([folder.len()]) {
             let path = if end == 0 { &b"."[..] } else { &folder[..end] };
-            let opened = match self.diff.open_dir(os(path)) {
-                Err(error) if is_no_folder(&error) => return Ok(false),
-                opened => opened?,
-            };
+            let Some(opened) = self.diff.find_dir(os(path))? else { return Ok(false) };
             if xattr::get(opened.as_fd(), OPAQUE.as_ref(), &mut [0; 4])? == Some(b"y") {
                 return Ok(true);
             }
@@ -114,13 +111,12 @@ struct Folder {
 
 impl Folder {
     fn open(diff: &Root, path: &[u8]) -> io::Result<Self> {
-        let opened = match diff.open_dir(if path.is_empty() { os(b".") } else { os(path) }) {
-            Ok(root) => {
+        let opened = match diff.find_dir(if path.is_empty() { os(b".") } else { os(path) })? {
+            Some(root) => {
                 let stat = rustix::fs::fstat(&root)?;
                 Some((root, stat))
             }
-            Err(error) if is_no_folder(&error) => None,
-            Err(error) => return Err(error),
+            None => None,
         };
         Ok(Self { path: path.to_vec(), opened, changed: false })
     }
@@ -128,18 +124,8 @@ impl Folder {
     /// Gives the folder the time back that it had from its entry.
     fn leave(self) -> io::Result<()> {
         let Some((root, stat)) = self.opened.filter(|_| self.changed) else { return Ok(()) };
-        let time = |seconds: i64, nanoseconds: u64| Timespec {
-            tv_sec: seconds,
-            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-        };
-        let times = Timestamps {
-            last_access: time(stat.st_atime, stat.st_atime_nsec),
-            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-        };
-        Ok(rustix::fs::futimens(&root, &times)?)
+        // Removing names leaves the time of the last access alone.
+        let last_access = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+        Ok(rustix::fs::futimens(&root, &Timestamps { last_access, last_modification: modified(&stat) })?)
     }
-}
-
-fn is_no_folder(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }

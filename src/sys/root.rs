@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec};
 use rustix::io::Errno;
 
 /// How often an `openat2` that lost a race against a rename elsewhere is tried again.
@@ -94,6 +94,20 @@ impl Root {
     /// Those of `openat2(2)`.
     pub fn open_dir(&self, path: impl AsRef<OsStr>) -> io::Result<Self> {
         Ok(Self(self.open_beneath(path, DIRECTORY, 0)?))
+    }
+
+    /// The same where something else may be by now: `None` if there is nothing, or no directory; a symlink is none.
+    ///
+    /// # Errors
+    /// The others of `openat2(2)`.
+    pub fn find_dir(&self, path: impl AsRef<OsStr>) -> io::Result<Option<Self>> {
+        match self.open_dir(path) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Makes a directory right below this one, with exactly this mode whatever the umask, and opens it.
@@ -225,6 +239,12 @@ pub fn openat2(
 #[must_use]
 pub fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
+}
+
+/// When the content of what was examined changed last.
+#[must_use]
+pub fn modified(stat: &Stat) -> Timespec {
+    Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0) }
 }
 
 /// Reads an open regular file, never more than `cap` bytes whatever its size says.

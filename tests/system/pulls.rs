@@ -163,10 +163,8 @@ async fn pull(client: &Client, repository: &str) -> Result<()> {
     Ok(())
 }
 
-/// An image of 15 GiB, by what its files say of their size: 14 GiB of hole, 1 GiB of zeros in one file, a quarter of a GiB that
-/// does not compress, and many small files, in seven layers. It takes no more memory than a small one, and no more room
-/// than its content.
-async fn a_large_image() -> Result<()> {
+/// A node with a registry that serves what it is told to, and nothing else.
+async fn start() -> Result<(Hostile, Node, Client)> {
     let world = World::new().await?;
     let hostile = Hostile::start(&world).await?;
     let mut setup = Setup::new("crun");
@@ -174,6 +172,29 @@ async fn a_large_image() -> Result<()> {
     setup.registries = hostile.conf();
     let mut node = Node::start(world, setup).await?;
     let client = node.client().await?;
+    Ok((hostile, node, client))
+}
+
+/// What the daemon has in memory, in KiB. From here on VmHWM is the most since now (proc_pid_clear_refs(5)).
+fn memory_before(node: &Node) -> Result<u64> {
+    let before = memory(node, "VmRSS")?;
+    std::fs::write(node.world.seen(format!("/proc/{}/clear_refs", node.daemon_pid()?)), "5")?;
+    Ok(before)
+}
+
+/// It never took more than [`MEMORY`] over what it had.
+fn in_bounds(node: &Node, before: u64) -> Result<()> {
+    let most = memory(node, "VmHWM")?;
+    println!("{before} KiB before, {most} KiB at most");
+    ensure!(most < before + MEMORY, "{before} KiB before, {most} KiB at most");
+    Ok(())
+}
+
+/// An image of 15 GiB, by what its files say of their size: 14 GiB of hole, 1 GiB of zeros in one file, a quarter of a GiB that
+/// does not compress, and many small files, in seven layers. It takes no more memory than a small one, and no more room
+/// than its content.
+async fn a_large_image() -> Result<()> {
+    let (hostile, node, client) = start().await?;
     let (files, blocks) = small_files(6000);
     let layers = [
         one_file("zeros", &vec![0; 16 << 20], 64),
@@ -187,14 +208,10 @@ async fn a_large_image() -> Result<()> {
     // What the code itself and the first pull take for good is not the image's.
     serve(&hostile, "small", &[one_file("small", b"x", 512)]);
     pull(&client, "small").await?;
-    let before = memory(&node, "VmRSS")?;
-    // From here on VmHWM is the most since now (proc_pid_clear_refs(5)).
-    std::fs::write(node.world.seen(format!("/proc/{}/clear_refs", node.daemon_pid()?)), "5")?;
+    let before = memory_before(&node)?;
     serve(&hostile, "large", &layers);
     pull(&client, "large").await?;
-    let most = memory(&node, "VmHWM")?;
-    println!("{before} KiB before, {most} KiB at most");
-    ensure!(most < before + MEMORY, "{before} KiB before, {most} KiB at most");
+    in_bounds(&node, before)?;
 
     // The kernel allots blocks when it writes; the pull is durable, so it has.
     let images = node.world.seen(node.path("root/images"));
@@ -217,13 +234,7 @@ async fn verify(node: &Node, what: &str) -> Result<String> {
 /// A layer that images have on different bases comes once, also while it is on its way, and takes no more memory than a
 /// download. Damaged, it is named in the log, and comes again.
 async fn one_blob_on_many_chains() -> Result<()> {
-    let world = World::new().await?;
-    let hostile = Hostile::start(&world).await?;
-    let mut setup = Setup::new("crun");
-    setup.registry = false;
-    setup.registries = hostile.conf();
-    let mut node = Node::start(world, setup).await?;
-    let client = node.client().await?;
+    let (hostile, node, client) = start().await?;
     let names = ["one", "two", "three"];
     let image = |name: &str| [one_file(name, b"x", 512), one_file("shared", &noise(9, 1 << 20), 64)];
     names.iter().for_each(|name| serve(&hostile, name, &image(name)));
@@ -234,11 +245,9 @@ async fn one_blob_on_many_chains() -> Result<()> {
     client.clear().await?;
     let ledger = Ledger::take(&node).await?;
 
-    let before = memory(&node, "VmRSS")?;
-    std::fs::write(node.world.seen(format!("/proc/{}/clear_refs", node.daemon_pid()?)), "5")?;
+    let before = memory_before(&node)?;
     tokio::try_join!(pull(&client, "one"), pull(&client, "two"))?;
-    let most = memory(&node, "VmHWM")?;
-    ensure!(most < before + MEMORY, "{before} KiB before, {most} KiB at most");
+    in_bounds(&node, before)?;
     ensure!(asked() == 1, "the blob was asked for {} times", asked());
     ensure!(node.log().contains("a layer is unpacked from another that is here"), "it is not told");
     let good = verify(&node, "--all").await?;

@@ -447,19 +447,18 @@ fn strip(fd: BorrowedFd<'_>, kind: FileType, keep: &[(Vec<u8>, Vec<u8>)]) -> std
     Ok(())
 }
 
-/// Attributes that mean something in a container. An overlay's own would let a layer reach into others; those of SELinux
-/// and Smack belong to the host's policy; the kernel allows `user.` on files and directories only (xattr(7)).
+/// Attributes that belong to the host's own policy, SELinux's and Smack's among them, whatever a layer says.
+pub(in crate::storage) fn is_of_the_host(name: &[u8]) -> bool {
+    let starts: &[&[u8]] = &[b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
+    starts.iter().any(|start| name.starts_with(start))
+}
+
+/// Attributes that mean something in a container. An overlay's own would let a layer reach into others; the kernel allows
+/// `user.` on files and directories only (xattr(7)).
 pub(in crate::storage) fn wanted(name: &[u8], kind: FileType) -> bool {
     let plain = matches!(kind, FileType::RegularFile | FileType::Directory);
-    let refused: &[&[u8]] = &[
-        b"trusted.overlay.",
-        b"security.selinux",
-        b"security.SMACK64",
-        b"security.ima",
-        b"security.evm",
-        b"system.nfs4_acl",
-    ];
-    !name.contains(&0) && !refused.iter().any(|start| name.starts_with(start)) && (plain || !name.starts_with(b"user."))
+    let refused = is_of_the_host(name) || name.starts_with(b"trusted.overlay.") || name.starts_with(b"system.nfs4_acl");
+    !name.contains(&0) && !refused && (plain || !name.starts_with(b"user."))
 }
 
 fn set_attributes(place: &Place<'_>, fd: BorrowedFd<'_>, kind: FileType) -> Result<(), UnpackError> {

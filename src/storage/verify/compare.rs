@@ -12,13 +12,10 @@ use rustix::io::Errno;
 
 use super::shadow::{Facts, Names, Node, ROOT, Shadow, What};
 use super::{Below, Findings};
-use crate::storage::unpack::{OPAQUE, os};
+use crate::storage::unpack::{OPAQUE, is_of_the_host, os};
 use crate::storage::whiteouts::Hidden;
 use crate::sys::root::{Root, file_type};
 use crate::sys::xattr;
-
-/// Attributes that are the host's own business.
-const HOSTS: &[&[u8]] = &[b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm", b"system."];
 
 struct Comparison<'c> {
     shadow: &'c Shadow,
@@ -89,23 +86,22 @@ impl Comparison<'_> {
         let whole = |base: &[u8]| if path.is_empty() { base.to_vec() } else { [path, base].join(&b'/') };
         let mut below = Vec::new();
         for (base, child) in names {
-            let below_root = whole(base);
+            let child_path = whole(base);
             if !there.remove(base) {
                 // A commit leaves whiteouts out that hide nothing.
                 if !self.shadow.nodes[*child].is_whiteout() || self.would_hide(path, base)? {
-                    self.found.add(&below_root, "it is missing");
+                    self.found.add(&child_path, "it is missing");
                 }
                 continue;
             }
-            let path = below_root;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(&directory, os(base), flags, Mode::empty()) {
                 Ok(fd) => {
-                    if self.node(&path, *child, &fd)? {
-                        below.push((path, *child));
+                    if self.node(&child_path, *child, &fd)? {
+                        below.push((child_path, *child));
                     }
                 }
-                Err(error) => self.found.add(&path, format!("it cannot be examined: {error}")),
+                Err(error) => self.found.add(&child_path, format!("it cannot be examined: {error}")),
             }
         }
         for extra in there {
@@ -238,7 +234,7 @@ pub(super) fn limit_of_time(got: i64, want: i64) -> i64 {
 }
 
 fn attributes(node: &Node, fd: &OwnedFd) -> io::Result<Vec<String>> {
-    let foreign = |name: &[u8]| HOSTS.iter().any(|start| name.starts_with(start));
+    let foreign = |name: &[u8]| is_of_the_host(name) || name.starts_with(b"system.");
     let mut there = match xattr::list_by_path_fd(fd.as_fd()) {
         // A file system without attributes: unpacking left them out.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => return Ok(Vec::new()),

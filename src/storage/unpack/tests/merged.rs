@@ -8,22 +8,33 @@ use crate::storage::tests::Fixture;
 use crate::storage::tests::builder::Seeded;
 use crate::storage::tests::scan::scan_openable;
 
+/// The layers of an image, two to four.
+fn generated(seed: u64, features: Features) -> Vec<Vec<u8>> {
+    let mut random = Seeded(seed);
+    let seeds: Vec<_> = (0..random.below(3) + 2).map(|_| random.next()).collect();
+    seeds.into_iter().map(|seed| Generator::run(seed, features).0).collect()
+}
+
+/// What a container sees of them, stored.
+fn shown(fixture: &Fixture, layers: &[Vec<u8>]) -> anyhow::Result<Tree> {
+    let chains = fixture.add(layers)?;
+    let target = fixture.temp.path().join("ours");
+    fixture.storage.mount_rootfs("c", &chains, &target, None)?;
+    let ours = scan(&target)?;
+    fixture.storage.unmount_rootfs(&target)?;
+    Ok(ours)
+}
+
 #[test]
 #[ignore = "needs root"]
 fn generated_images_look_as_umoci_unpacks_them() -> anyhow::Result<()> {
     in_memory(|| {
         let began = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
         for seed in 0..cases(400) {
-            let mut random = Seeded(30_000 + seed);
             let features = Features { oci: false, whiteouts: true, root: true, sparse: false, lists: true };
-            let seeds: Vec<_> = (0..random.below(3) + 2).map(|_| random.next()).collect();
-            let layers: Vec<_> = seeds.into_iter().map(|seed| Generator::run(seed, features).0).collect();
+            let layers = generated(30_000 + seed, features);
             let fixture = Fixture::new()?;
-            let chains = fixture.add(&layers)?;
-            let target = fixture.temp.path().join("ours");
-            fixture.storage.mount_rootfs("c", &chains, &target, None)?;
-            let ours = scan(&target)?;
-            fixture.storage.unmount_rootfs(&target)?;
+            let ours = shown(&fixture, &layers)?;
             let (image, theirs) = (fixture.temp.path().join("image"), fixture.temp.path().join("theirs"));
             layout(&image, &layers)?;
             by_umoci(&image, &theirs).map_err(|error| anyhow::anyhow!("seed {seed}: {error:#}"))?;
@@ -66,15 +77,9 @@ fn generated_images_look_as_with_all_whiteouts() -> anyhow::Result<()> {
         let all = Features { oci: true, whiteouts: true, root: true, sparse: true, lists: true };
         let (mut unopenable, began) = (0, 40_000);
         for seed in began..began + cases(300) {
-            let mut random = Seeded(seed);
-            let seeds: Vec<_> = (0..random.below(3) + 2).map(|_| random.next()).collect();
-            let layers: Vec<_> = seeds.into_iter().map(|seed| Generator::run(seed, all).0).collect();
+            let layers = generated(seed, all);
             let fixture = Fixture::new()?;
-            let chains = fixture.add(&layers)?;
-            let target = fixture.temp.path().join("ours");
-            fixture.storage.mount_rootfs("c", &chains, &target, None)?;
-            let ours = scan(&target)?;
-            fixture.storage.unmount_rootfs(&target)?;
+            let ours = shown(&fixture, &layers)?;
             let benches = layers.iter().map(|layer| {
                 let bench = Bench::new()?;
                 bench.unpack(OPEN_PARENTS, Compression::None, layer)?;
@@ -82,6 +87,7 @@ fn generated_images_look_as_with_all_whiteouts() -> anyhow::Result<()> {
             });
             let benches = benches.collect::<anyhow::Result<Vec<_>>>()?;
             let lower = benches.iter().rev().map(Bench::diff).collect();
+            let target = fixture.temp.path().join("ours");
             crate::sys::mount::overlay::Overlay { lower, writable: None }.mount(&target)?;
             let (raw, lost) = scan_openable(&target)?;
             crate::sys::mount::detach(&target)?;
