@@ -20,6 +20,7 @@ use super::limits::Limits;
 use super::window::{Credit, SendWindow};
 
 mod output;
+mod windows;
 
 /// Which side of the connection this is. The client's streams have odd ids, the server's even ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +141,9 @@ pub struct Table {
     /// The window with which the peer lets a stream begin, and whether it has said so.
     stream_size: u32,
     sized: bool,
-    /// The peer sent more than a window, so it knows none. It is told of no windows any more, and held back by not reading.
+    /// The peer has set or widened a window, so it counts them.
+    counts: bool,
+    /// The peer sent more than a window: it knows none, or had not read ours yet. It is held back by not reading.
     heedless: bool,
     deflater: Deflater,
     /// The connection's task.
@@ -172,6 +175,7 @@ impl Table {
             window: SendWindow::default(),
             stream_size: frame::INITIAL_WINDOW,
             sized: false,
+            counts: false,
             heedless: false,
             deflater: Deflater::default(),
             task: None,
@@ -291,26 +295,6 @@ impl Table {
         self.deaf = true;
         for id in std::mem::take(&mut self.backlog) {
             self.release(id);
-        }
-    }
-
-    /// `count` bytes went from a stream's buffer to its reader.
-    pub fn consumed(&mut self, id: u32, count: usize) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.received.is_empty() {
-            // An idle stream holds no buffer.
-            entry.received = VecDeque::new();
-        }
-        let (peer_sends, credit_due) = (!entry.peer_fin, entry.credit.consumed(count));
-        self.buffered -= count;
-        let session_due = self.credit.consumed(count);
-        if self.heedless {
-            // Its data may wait for this room.
-            self.wake_task();
-        } else if credit_due && peer_sends {
-            self.notice(id);
-        } else if session_due {
-            self.wake_task();
         }
     }
 
@@ -534,48 +518,6 @@ impl Table {
         self.settle(id);
         Ok(early)
     }
-
-    /// The peer widens a stream's window, or the session's (stream 0).
-    pub fn widened(&mut self, id: u32, delta: u32) -> Result<(), SpdyError> {
-        if id == 0 {
-            if delta == 0 || !self.window.widen(frame::INITIAL_WINDOW, delta) {
-                return Err(SpdyError::WindowDelta { delta });
-            }
-            self.unpark();
-            return Ok(());
-        }
-        self.check_opened(id, "WINDOW_UPDATE")?;
-        if let Some(entry) = self.entries.get_mut(&id) {
-            if delta == 0 {
-                self.reset(id, Status::PROTOCOL_ERROR);
-            } else if entry.window.widen(self.stream_size, delta) {
-                self.notice(id);
-            } else {
-                self.reset(id, Status::FLOW_CONTROL_ERROR);
-            }
-        }
-        Ok(())
-    }
-
-    /// The peer sets the window with which streams begin; those that exist change with it.
-    pub fn initial_window(&mut self, size: u32) -> Result<(), SpdyError> {
-        if size > frame::MAX_WINDOW {
-            return Err(SpdyError::WindowSize { size });
-        }
-        self.stream_size = size;
-        self.sized = true;
-        self.unpark();
-        Ok(())
-    }
-
-    fn unpark(&mut self) {
-        for id in std::mem::take(&mut self.parked) {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.parked = false;
-                self.notice(id);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -586,6 +528,10 @@ impl Table {
 
     pub fn is_heedless(&self) -> bool {
         self.heedless
+    }
+
+    pub fn peer_counts(&self) -> bool {
+        self.counts
     }
 
     /// Bytes received and not read.

@@ -33,7 +33,7 @@ impl Table {
 
     /// Appends frames for the streams that have something to send, in turns, until `out` has `enough` bytes.
     pub fn collect(&mut self, out: &mut Vec<u8>, enough: usize) {
-        if !self.heedless
+        if self.tells_windows()
             && let Some(delta) = self.credit.take()
         {
             frame::put_window_update(out, 0, delta);
@@ -57,6 +57,7 @@ impl Table {
     }
 
     fn turn(&mut self, id: u32, out: &mut Vec<u8>) -> Turn {
+        let tells_windows = self.tells_windows();
         let Some(entry) = self.entries.get_mut(&id) else { return Turn::Done };
         if let Some(status) = entry.reset_due.take() {
             if matches!(entry.phase, Phase::Accepting) {
@@ -82,7 +83,7 @@ impl Table {
             }
             Phase::Offered(_) | Phase::Waiting | Phase::Open => {}
         }
-        if !self.heedless
+        if tells_windows
             && !entry.peer_fin
             && entry.held
             && let Some(delta) = entry.credit.take()

@@ -120,6 +120,40 @@ async fn a_peer_that_keeps_to_windows_is_given_them_back() {
     assert!(!session.0.with(|table| table.is_heedless()));
 }
 
+/// As a peer does that counts windows, but began before it had read how wide they are.
+async fn given_back_late(settings_before_the_reader: bool) {
+    let (mut peer, session, mut incoming) = raw(Limits { stream_window: 10_000, ..Limits::default() });
+    let bytes = [peer.syn(1, 0), data(1, false, &[5; 30_000])].concat();
+    peer.send(&bytes).await;
+    let mut stream = incoming.next().await.unwrap().accept();
+    until("more than a window", &session, |table| table.is_heedless()).await;
+    let settings = control(4, 0, &words(&[1, 7, 10_000]));
+    let mut got = vec![0; 30_000];
+    if settings_before_the_reader {
+        peer.send(&settings).await;
+        soon("the bytes", stream.read_exact(&mut got)).await.unwrap();
+    } else {
+        soon("the bytes", stream.read_exact(&mut got)).await.unwrap();
+        peer.send(&settings).await;
+    }
+    assert!(got.iter().all(|byte| *byte == 5));
+    let mut room = 10_000 - 30_000_i64;
+    while room < 10_000 {
+        match peer.see_after_greeting().await {
+            Some(Seen::Window(1, delta)) => room += i64::from(delta),
+            Some(Seen::SynReply(1)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(room, 10_000);
+}
+
+#[tokio::test]
+async fn a_peer_that_learns_of_windows_late_is_given_them_back() {
+    given_back_late(true).await;
+    given_back_late(false).await;
+}
+
 #[tokio::test]
 async fn bytes_that_nobody_wants_give_the_session_its_window_back() {
     let limits = Limits { session_window: 64 * 1024, ..Limits::default() };
