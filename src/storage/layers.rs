@@ -1,7 +1,7 @@
 //! Layers: staged, committed, loaded, removed.
 //!
-//! The order of a commit is what makes its reply true after a power cut: content (`syncfs`), then the marker (`fsync` of
-//! the file and its directory), then the name (`rename`, `fsync` of `layers`). One `syncfs` serves all layers of a pull.
+//! The order of a commit is what makes its reply true after a power cut: content (`syncfs`), then the markers (`syncfs`), then
+//! the names (`rename`, `fsync` of `layers`). Each step is one wait for the disk, for all layers of a pull.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write as _};
@@ -172,12 +172,16 @@ impl Storage {
         // Each open file is told once of a write that failed, also of one before the `syncfs`, but none from before it was
         // opened. So the folder that was opened first answers for all that was unpacked for this commit, whatever
         // other commits were told meanwhile.
-        rustix::fs::syncfs(&first.directory.root)
-            .map_err(|source| StorageError::directory(path, "cannot be synced", source.into()))?;
+        let sync = || {
+            rustix::fs::syncfs(&first.directory.root)
+                .map_err(|source| StorageError::directory(path, "cannot be synced", source.into()))
+        };
+        sync()?;
         inner.early.written();
         for (layer, parent) in staged.iter().zip(&parents) {
             layer.mark(parent.clone()).map_err(layer.failed("its marker cannot be written"))?;
         }
+        sync()?;
         for layer in &staged {
             inner.publish(layer).map_err(layer.failed("it cannot be put into the store"))?;
         }
@@ -217,10 +221,7 @@ impl StagedLayer {
         };
         let mut text = serde_json::to_vec(&marker)?;
         text.push(b'\n');
-        let mut file = self.directory.root.create_file(MARKER, 0o600)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        self.directory.root.sync()
+        self.directory.root.create_file(MARKER, 0o600)?.write_all(&text)
     }
 }
 
