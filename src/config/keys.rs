@@ -106,7 +106,8 @@ pub const KEYS: &[Key] = &[
     live(
         "image.certs_d",
         "Certificates and hosts.toml of registries, in a folder for each host (host, host:port, host_port_ or _default).\n\
-         The first folder that has a hosts.toml of the host counts, and only for names that registries.conf has no rule for.",
+         The first folder that has a hosts.toml of the host counts, and only for names that registries.conf has no rule for.\n\
+         Where hosts.toml names no proxy, HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the daemon's environment count.",
     ),
     live(
         "image.auth_file",

@@ -142,7 +142,7 @@ pub fn parse(bytes: &[u8], stated: &str) -> Result<Document, ContentError> {
         return Err(ContentError::TooLarge { what: "the manifest", limit: MAX_MANIFEST as u64 });
     }
     let json = |reason: String| ContentError::Json { what: "the manifest", reason };
-    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| json(error.to_string()))?;
+    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| json(not_json(bytes, &error)))?;
     let stated = stated.split(';').next().unwrap_or_default().trim();
     let stated =
         if matches!(stated, "application/json" | "application/octet-stream" | "text/plain") { "" } else { stated };
@@ -170,6 +170,17 @@ pub fn parse(bytes: &[u8], stated: &str) -> Result<Document, ContentError> {
         }
         _ => Err(ContentError::MediaType(cut(kind))),
     }
+}
+
+/// Why bytes are no document: servers before a registry answer in its place, or pack what it says.
+fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return "it is compressed, which was not asked for".to_owned();
+    }
+    if bytes.trim_ascii_start().starts_with(b"<") {
+        return "it is a page for people, as servers before a registry send it".to_owned();
+    }
+    error.to_string()
 }
 
 /// The entry of an index that suits this machine best; the first of equals.

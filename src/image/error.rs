@@ -22,11 +22,11 @@ pub enum ImageError {
     Registries(#[from] RegistriesError),
     #[error("sandbox_config.metadata.namespace: {0:?}: not letters, digits, dashes, dots and underscores, at most 253")]
     Namespace(String),
-    #[error("{}: {reason}", path.display())]
-    AuthFile { path: PathBuf, reason: String },
+    #[error("{reference}: its logins cannot be read: {}: {reason}", path.display())]
+    AuthFile { reference: String, path: PathBuf, reason: String },
     /// The kubelet looks for this first word, and for that of the next.
-    #[error("SignatureValidationFailed: {}: the policy cannot be used: {reason}", path.display())]
-    Policy { path: PathBuf, reason: String },
+    #[error("SignatureValidationFailed: {reference}: {}: the policy cannot be used: {reason}", path.display())]
+    Policy { reference: String, path: PathBuf, reason: String },
     #[error("SignatureValidationFailed: {reference}: {reason} ({policy})")]
     Signature { reference: String, policy: String, reason: String },
     /// A short name was searched for at several registries.
@@ -91,7 +91,7 @@ impl ImageError {
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Refused { attempts, .. } => match attempts.verdict() {
-                Some(Failure::NotFound) => ErrorKind::NotFound,
+                Some(Failure::NotFound(_)) => ErrorKind::NotFound,
                 Some(Failure::Content(_)) => ErrorKind::BadImage,
                 _ => ErrorKind::Denied,
             },
@@ -154,7 +154,7 @@ impl Attempts {
         };
         let answer = before.iter().rev().map(|attempt| &attempt.failure).find(|failure| !silent(failure));
         match answer {
-            Some(Failure::NotFound) if silent(&last.failure) => Some(&Failure::NotFound),
+            Some(Failure::NotFound(_)) if silent(&last.failure) => answer,
             _ => Some(&last.failure),
         }
     }
@@ -176,32 +176,34 @@ pub enum Failure {
     /// No connection, or a connection that broke; the text is the innermost cause, which never holds a URL.
     #[error("{0}")]
     Connection(String),
-    /// The name of the host stands for no address.
-    #[error("its address cannot be looked up: {0}")]
+    /// The name of the host, or of the proxy before it, stands for no address.
+    #[error("{0}")]
     Unresolved(String),
-    /// The lookup, the TCP connection and the TLS handshake together took too long.
-    #[error("no connection within {} ms", after.as_millis())]
-    Unconnected { after: Duration },
+    /// The lookup, the TCP connection and the TLS handshake together took too long; `by` names the proxy, if there is one.
+    #[error("no connection within {} ms{by}", after.as_millis())]
+    Unconnected { after: Duration, by: String },
     #[error("no answer and no byte for {} ms", after.as_millis())]
     Stalled { after: Duration },
     #[error("too slow: {got} bytes in {} ms", over.as_millis())]
     Slow { got: u64, over: Duration },
-    #[error("HTTP {status}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
-    Status { status: u16, code: Option<&'static str> },
+    #[error("HTTP {status}{}", code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    Status { status: u16, code: Option<String> },
     #[error("too many requests (HTTP 429){}", wait.map(|s| format!("; it asks to wait {s} s")).unwrap_or_default())]
     RateLimited { wait: Option<u64> },
-    #[error("not found")]
-    NotFound,
-    #[error("unauthorized: {0}")]
-    Unauthorized(&'static str),
-    #[error("access denied{}", .0.map(|code| format!(" ({code})")).unwrap_or_default())]
-    Denied(Option<&'static str>),
+    #[error("not found (HTTP 404{})", .0.as_ref().map(|code| format!(", {code}")).unwrap_or_default())]
+    NotFound(Option<String>),
+    #[error("unauthorized (HTTP 401): {0}")]
+    Unauthorized(String),
+    #[error("access denied (HTTP 403{})", .0.as_ref().map(|code| format!(", {code}")).unwrap_or_default())]
+    Denied(Option<String>),
     #[error("its token service is refused: {0}")]
     Realm(&'static str),
     #[error("its redirect is refused: {0}")]
     Redirect(&'static str),
     #[error("its TLS settings cannot be used: {0}")]
     Tls(String),
+    #[error("its proxy cannot be used: {0}")]
+    Proxy(String),
     #[error("the body ended after {got} of {want} bytes")]
     Truncated { got: u64, want: u64 },
     #[error("unpacking failed: {0}")]
@@ -211,6 +213,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The registry has spoken, and will not say otherwise when it is asked the same again.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { status: 400..=499 | 501, .. } | Self::NotFound(_) | Self::Unauthorized(_) | Self::Denied(_)
+        )
+    }
+
     /// The registry could not be reached or did not work: the kubelet's `RegistryUnavailable`.
     #[must_use]
     pub fn is_unavailability(&self) -> bool {

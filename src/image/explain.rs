@@ -4,6 +4,7 @@ use super::Inner;
 use super::error::ImageError;
 use super::pull::logins::Logins;
 use super::reference::{Reference, Version};
+use super::registries::proxy::Environment;
 use super::registries::{Endpoint, Scheme};
 use super::registry::auth_file::Login;
 use super::rules;
@@ -45,7 +46,11 @@ fn one(inner: &Inner, reference: &Reference, namespace: Option<&str>) -> Result<
     let logins = Logins::read_for(&inner.settings.load(), namespace, reference)?;
     let decided_by = registries.decided_by(reference).map(|(prefix, place)| format!("{place} (prefix {prefix:?})"));
     let (steps, refusal) = match registries.endpoints(reference) {
-        Ok(endpoints) => (endpoints.iter().map(|endpoint| step(endpoint, reference, &logins)).collect(), String::new()),
+        Ok(endpoints) => {
+            let environment = inner.rules.clients().environment();
+            let step = |endpoint: &Endpoint| step(endpoint, reference, &logins, &environment);
+            (endpoints.iter().map(step).collect(), String::new())
+        }
         Err(error) => (Vec::new(), error.to_string()),
     };
     Ok(Explanation {
@@ -57,7 +62,7 @@ fn one(inner: &Inner, reference: &Reference, namespace: Option<&str>) -> Result<
     })
 }
 
-fn step(endpoint: &Endpoint, reference: &Reference, logins: &Logins) -> Step {
+fn step(endpoint: &Endpoint, reference: &Reference, logins: &Logins, environment: &Environment) -> Step {
     let mut notes = Vec::new();
     let mut note = |holds: bool, text: &str| {
         if holds {
@@ -71,13 +76,22 @@ fn step(endpoint: &Endpoint, reference: &Reference, logins: &Logins) -> Step {
     note(!endpoint.headers.is_empty(), "headers of its own");
     let dial = endpoint.dial_timeout.map(|timeout| format!("{timeout:?} for a connection to stand (dial_timeout)"));
     note(dial.is_some(), dial.as_deref().unwrap_or_default());
+    let scheme = if endpoint.scheme == Scheme::Http { "http" } else { "https" };
+    let way = match &endpoint.proxy {
+        Some(proxy) => format!("by the proxy {proxy}"),
+        None => match environment.proxy(scheme, endpoint.address()) {
+            Ok(proxy) => proxy.map(|proxy| format!("by the proxy {proxy}")).unwrap_or_default(),
+            Err(why) => format!("its proxy cannot be used: {why}"),
+        },
+    };
+    note(!way.is_empty(), &way);
     let by_tag = matches!(reference.version(), Version::Tag(_));
     note(by_tag && !endpoint.resolves, "not asked for tags, only for content");
     note(!endpoint.serves, "asked for the manifest only");
     let login = match logins.find(endpoint) {
-        Some((path, Login::Entry(key, _))) => format!("{} ({key})", path.display()),
-        Some((path, _)) => format!("none: {} names a helper program, which is not run", path.display()),
-        None => "none but that of the request".to_owned(),
+        Login::Entry(source, _) => source,
+        Login::Helper(source) => format!("none: {source} names a helper program, which is not run"),
+        Login::Nothing => "none but that of the request".to_owned(),
     };
     let place = endpoint.place.as_ref().map(ToString::to_string).unwrap_or_default();
     Step { url: endpoint.shown(), mirror: endpoint.mirror, place, login, notes }

@@ -9,10 +9,12 @@ mod requirement;
 pub mod signature;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 pub use requirement::{Identity, Requirement};
 
@@ -30,12 +32,46 @@ pub struct Policy {
     scopes: BTreeMap<String, Vec<Requirement>>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPolicy {
     default: Vec<RawRequirement>,
     #[serde(default)]
-    transports: BTreeMap<String, serde_json::Value>,
+    transports: RawTransports,
+}
+
+/// Images only come from registries here; what is said of other transports has no image to be said of.
+#[derive(Default, serde::Deserialize)]
+struct RawTransports {
+    docker: Option<Unique<Vec<RawRequirement>>>,
+}
+
+/// Members that are there once each: of two of one name nobody can tell which is meant.
+struct Unique<V>(BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Members<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Unique<V>, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some(name) = members.next_key::<String>()? {
+                    let value = members.next_value()?;
+                    if let Some(_twice) = all.insert(name.clone(), value) {
+                        return Err(serde::de::Error::custom(format!("{name:?} is there twice")));
+                    }
+                }
+                Ok(Unique(all))
+            }
+        }
+        from.deserialize_map(Members(PhantomData))
+    }
 }
 
 /// Reads a policy. `read` gives the content of the key files that it names.
@@ -46,10 +82,7 @@ pub fn parse(bytes: &[u8], read: &mut dyn FnMut(&Path) -> io::Result<Vec<u8>>) -
     let raw: RawPolicy = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let default = list(raw.default, read).map_err(|why| format!("default: {why}"))?;
     let mut scopes = BTreeMap::new();
-    // Images only come from registries here; what is said of other transports has no image to be said of.
-    if let Some(docker) = raw.transports.get("docker") {
-        let docker: BTreeMap<String, Vec<RawRequirement>> =
-            Deserialize::deserialize(docker).map_err(|error| format!("transports.docker: {error}"))?;
+    if let Some(Unique(docker)) = raw.transports.docker {
         if docker.len() > MAX_SCOPES {
             return Err(format!("transports.docker: more than {MAX_SCOPES} scopes"));
         }

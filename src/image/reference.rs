@@ -11,6 +11,8 @@ use crate::storage::Digest;
 
 /// The registry of names without a host.
 pub const DOCKER_HUB: &str = "docker.io";
+/// The host of that registry, which has another name than its images.
+pub const DOCKER_HUB_REGISTRY: &str = "registry-1.docker.io";
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 

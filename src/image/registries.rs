@@ -9,6 +9,7 @@ pub mod conf;
 mod duration;
 pub mod hosts;
 mod load;
+pub mod proxy;
 mod unknown;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,10 @@ pub use load::{Notes, Sources};
 
 use self::conf::{Mirror, PullFrom, Rule, ShortNameMode};
 use self::hosts::HostsFile;
-use super::reference::{DOCKER_HUB, Reference, ReferenceError, Version, check_host, short_name};
+use self::proxy::Proxy;
+use super::reference::{
+    DOCKER_HUB, DOCKER_HUB_REGISTRY, Reference, ReferenceError, Version, check_host, short_name, split_name,
+};
 
 /// The rules of all files together.
 #[derive(Debug, Clone, Default)]
@@ -89,6 +93,8 @@ pub struct Endpoint {
     pub headers: HeaderMap,
     /// How long a connection may take to stand, where `hosts.toml` says so: looking the name up, TCP and TLS together.
     pub dial_timeout: Option<Duration>,
+    /// The way to it and to what it sends us on to, where `hosts.toml` says so.
+    pub proxy: Option<Proxy>,
     /// Registry of the name, told to a mirror that serves several (`?ns=`).
     pub namespace: Option<String>,
     pub mirror: bool,
@@ -107,6 +113,8 @@ pub enum RegistriesError {
     Read { path: PathBuf, source: Arc<io::Error> },
     #[error("{}: {reason}", path.display())]
     Parse { path: PathBuf, reason: String },
+    #[error("{reference}: the file that leads it cannot be used: {}: {reason}", path.display())]
+    Hosts { reference: String, path: PathBuf, reason: String },
     #[error("{reference}: blocked by the rule for {prefix} in {place}")]
     Blocked { reference: String, prefix: String, place: Place },
     #[error("{reference}: the rule for {prefix} in {place} leads to {location:?}, which is not a registry and path")]
@@ -128,6 +136,7 @@ impl Endpoint {
             tls: Tls::default(),
             headers: HeaderMap::new(),
             dial_timeout: None,
+            proxy: None,
             namespace: None,
             mirror: false,
             resolves: true,
@@ -136,10 +145,10 @@ impl Endpoint {
         }
     }
 
-    /// The host that is connected to: Docker Hub's registry has another name than its images.
+    /// The host that is connected to.
     #[must_use]
     pub fn address(&self) -> &str {
-        if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host }
+        if self.host == DOCKER_HUB { DOCKER_HUB_REGISTRY } else { &self.host }
     }
 
     /// The operator allows this place to be less than https with a verified certificate.
@@ -216,7 +225,7 @@ impl Registries {
     ///
     /// # Errors
     /// [`RegistriesError::Blocked`], [`RegistriesError::Location`], [`RegistriesError::NoPlace`], or
-    /// [`RegistriesError::Parse`] for a `hosts.toml` that cannot be used.
+    /// [`RegistriesError::Hosts`] for a `hosts.toml` that cannot be used.
     pub fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>, RegistriesError> {
         if let Some(found) = self.rule(reference) {
             return by_rule(reference, found);
@@ -225,9 +234,11 @@ impl Registries {
         let Some((file, hosts)) = self.hosts.get(reference.host()).or_else(|| self.hosts.get("_default")) else {
             return Ok(vec![own]);
         };
-        let hosts = hosts
-            .as_ref()
-            .map_err(|reason| RegistriesError::Parse { path: file.to_path_buf(), reason: reason.clone() })?;
+        let hosts = hosts.as_ref().map_err(|reason| RegistriesError::Hosts {
+            reference: reference.to_string(),
+            path: file.to_path_buf(),
+            reason: reason.clone(),
+        })?;
         let places = hosts.endpoints(reference, file, &own);
         let by_tag = matches!(reference.version(), Version::Tag(_));
         if !places.iter().any(|place| place.resolves || (place.serves && !by_tag)) {
@@ -247,8 +258,10 @@ impl Registries {
     #[must_use]
     pub fn is_insecure_host(&self, host: &str) -> bool {
         let of = |location: &str| location.split('/').next() == Some(host);
-        let by_rule = self.rules.values().any(|(_, rule)| {
-            (rule.insecure && of(&rule.location)) || rule.mirrors.iter().any(|m| m.insecure && of(&m.location))
+        let by_rule = self.rules.iter().any(|(prefix, (_, rule))| {
+            // Without a location it is where the prefix is.
+            let location = if rule.location.is_empty() { prefix } else { &rule.location };
+            (rule.insecure && of(location)) || rule.mirrors.iter().any(|m| m.insecure && of(&m.location))
         });
         by_rule || self.hosts.values().any(|(_, hosts)| hosts.as_ref().is_ok_and(|hosts| hosts.is_insecure(host)))
     }
@@ -298,6 +311,10 @@ fn by_rule(reference: &Reference, found: Found<'_>) -> Result<Vec<Endpoint>, Reg
         };
         let whole = format!("{location}{rest}");
         let (host, path) = whole.split_once('/').ok_or_else(bad)?;
+        // Docker Hub has several names, and a name there may leave `library/` out.
+        let hub = matches!(host, DOCKER_HUB | "index.docker.io").then(|| split_name(&whole));
+        let hub = hub.transpose().map_err(|_| bad())?;
+        let (host, path) = hub.as_ref().map_or((host, path), |(host, path)| (host.as_str(), path.as_str()));
         let safe = Reference::parse(&format!("x.invalid/{path}")).is_ok_and(|r| r.repository() == path);
         if check_host(host).is_err() || !safe {
             return Err(bad());

@@ -17,7 +17,9 @@ mod referrers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
+};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
@@ -32,7 +34,7 @@ use super::error::Failure;
 use super::reference::Version;
 use super::registries::{Endpoint, Scheme, Tls};
 use crate::storage::Digest;
-use failure::{from_body_error, from_send_error, from_status, retry_after};
+use failure::{about, from_body_error, from_send_error, from_status, retry_after};
 
 /// Hops that a request may be sent on.
 const MAX_REDIRECTS: usize = 5;
@@ -61,13 +63,14 @@ impl Patience {
         Self { progress, least_rate: 0, retries: 3, backoff, max_wait }
     }
 
-    /// The wait before retry number `tried`, with up to half of it again at random, so that nodes do not come in step.
-    pub(super) fn wait(&self, tried: u32) -> Duration {
+    /// The wait before retry number `tried`, and no less than the server asks for. Up to half of our own comes on top at random,
+    /// so that nodes do not come in step, least of all when all of them were told the same time.
+    pub(super) fn wait(&self, tried: u32, asked: Duration) -> Duration {
         use std::hash::{BuildHasher as _, Hasher as _};
         let base = self.backoff.saturating_mul(1 << tried.min(6));
         let random = std::hash::RandomState::new().build_hasher().finish() % 512;
         let extra = base.saturating_mul(u32::try_from(random).unwrap_or(0)) / 1024;
-        (base + extra).min(self.max_wait)
+        (base.min(self.max_wait).max(asked)) + extra.min(self.max_wait)
     }
 }
 
@@ -111,13 +114,27 @@ impl Session {
     }
 
     /// The client for the registry itself, or for a host that it sent us to.
-    async fn client(&self, host: &str, own: bool) -> Result<clients::Made, Failure> {
-        let dial = self.dial(own);
+    async fn client(&self, url: &Url, own: bool) -> Result<clients::Made, Failure> {
+        self.clients.client(self.wanted(url, own)).await
+    }
+
+    /// What a client for a URL is made for. The names of the registry itself are those of the configuration: a URL leaves the
+    /// port of its scheme out, and a folder of certificates may have it in its name.
+    fn wanted(&self, url: &Url, own: bool) -> clients::Wanted {
+        let (dial, proxy) = (self.dial(own), self.endpoint.proxy.clone());
         if own {
-            return self.clients.for_host(host, &self.endpoint.tls, dial).await;
+            let (host, named) = (self.endpoint.address().to_owned(), self.endpoint.host.clone());
+            clients::Wanted { host, named, tls: self.endpoint.tls.clone(), dial, proxy }
+        } else {
+            let host = authority(url);
+            let tls = Tls { unverified: self.clients.is_insecure(&host), ..Tls::default() };
+            clients::Wanted { named: host.clone(), host, tls, dial, proxy }
         }
-        let tls = Tls { unverified: self.clients.is_insecure(host), ..Tls::default() };
-        self.clients.for_host(host, &tls, dial).await
+    }
+
+    /// Whether a URL is on the host of the registry itself, by the port that it has there.
+    fn is_own(&self, url: &Url) -> bool {
+        self.origin(url.scheme()).is_ok_and(|own| same_origin(&own, url))
     }
 
     /// How long a connection may take to stand, to the registry itself or to a host that it sent us to.
@@ -184,7 +201,7 @@ impl Session {
             let headers = response.headers().clone();
             match self.body(response, what, cap).await {
                 Ok(bytes) => return Ok((headers, bytes)),
-                Err(failure) => self.pause(failure, &mut tried).await?,
+                Err(failure) => self.pause(failure, &mut tried, None).await?,
             }
         }
     }
@@ -222,6 +239,8 @@ impl Session {
         range: Option<&str>,
     ) -> Result<Response, Failure> {
         let mut headers = HeaderMap::new();
+        // Without it any encoding would be welcome (RFC 9110, 12.5.3), and a digest is one of the bytes as they are stored.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(accept) = accept {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
         }
@@ -235,7 +254,7 @@ impl Session {
             let response = match self.once(&method, path, &headers, authorization.as_ref()).await {
                 Ok(response) => response,
                 Err(failure) => {
-                    self.pause(failure, &mut tried).await?;
+                    self.pause(failure, &mut tried, None).await?;
                     continue;
                 }
             };
@@ -243,10 +262,10 @@ impl Session {
             if status.is_success() {
                 return Ok(response);
             }
-            if status == StatusCode::UNAUTHORIZED && self.is_own(&response).await {
+            if status == StatusCode::UNAUTHORIZED && self.is_from_registry(&response).await {
                 // One round per request: a token may have run out meanwhile, a second refusal is final.
                 if challenged {
-                    return Err(Failure::Unauthorized(self.authorizer.refused()));
+                    return Err(self.authorizer.refused());
                 }
                 challenged = true;
                 let challenges: Vec<String> = response
@@ -261,15 +280,16 @@ impl Session {
                 continue;
             }
             let asked = retry_after(response.headers());
-            let failure = from_status(self.read_code(response).await, status, asked);
-            if asked.is_some_and(|wait| wait > self.patience.max_wait) {
-                return Err(failure);
-            }
-            self.pause_at_least(failure, &mut tried, asked).await?;
+            let elsewhere = (!self.is_from_registry(&response).await).then(|| authority(response.url()));
+            let plain = status == StatusCode::BAD_REQUEST && response.url().scheme() == "http";
+            let code = self.read_code(response).await;
+            let code = code.or(plain.then_some("servers of https answer so to plain http"));
+            let failure = from_status(code, elsewhere, status, asked);
+            self.pause(failure, &mut tried, asked).await?;
         }
     }
 
-    async fn is_own(&self, response: &Response) -> bool {
+    async fn is_from_registry(&self, response: &Response) -> bool {
         self.base.lock().await.as_ref().is_some_and(|base| same_origin(base, response.url()))
     }
 
@@ -279,23 +299,26 @@ impl Session {
         failure::known_code(&bytes)
     }
 
-    /// Waits before another try, or gives the failure back when it is final.
-    pub(super) async fn pause(&self, failure: Failure, tried: &mut u32) -> Result<(), Failure> {
-        self.pause_at_least(failure, tried, None).await
-    }
-
-    async fn pause_at_least(&self, failure: Failure, tried: &mut u32, asked: Option<Duration>) -> Result<(), Failure> {
+    /// Waits before another try, or gives the failure back when it is final. `asked` is the wait that the server wants
+    /// (`Retry-After`): one that is too long is final too.
+    pub(super) async fn pause(
+        &self,
+        failure: Failure,
+        tried: &mut u32,
+        asked: Option<Duration>,
+    ) -> Result<(), Failure> {
         // A stall has had its clock already, a resolver has asked several times by itself, and content that is wrong stays
         // wrong.
         let had = matches!(
             failure,
             Failure::Unconnected { .. } | Failure::Stalled { .. } | Failure::Slow { .. } | Failure::Unresolved(_)
         );
-        let passing = failure.is_unavailability() && !had;
+        let too_long = asked.is_some_and(|wait| wait > self.patience.max_wait);
+        let passing = failure.is_unavailability() && !had && !too_long;
         if !passing || *tried >= self.patience.retries {
             return Err(failure);
         }
-        let wait = self.patience.wait(*tried).max(asked.unwrap_or_default());
+        let wait = self.patience.wait(*tried, asked.unwrap_or_default());
         *tried += 1;
         tracing::debug!(host = self.host(), %failure, wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "trying again");
         tokio::time::sleep(wait).await;
@@ -374,7 +397,8 @@ impl Session {
         }
         for _ in 0..=MAX_REDIRECTS {
             let own = same_origin(base, &url);
-            let made = self.client(&authority(&url), own).await?;
+            let made = self.client(&url, own).await?;
+            made.proxy(url.scheme())?;
             let mut all = if own { self.endpoint.headers.clone() } else { HeaderMap::new() };
             all.extend(headers.clone());
             if let Some(value) = authorization.filter(|_| own) {
@@ -383,7 +407,14 @@ impl Session {
             let request = made.client.request(method.clone(), url.clone()).headers(all);
             let response = match tokio::time::timeout(self.patience.progress, request.send()).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(from_send_error(&error, self.dial(own), made.identity.as_deref())),
+                Ok(Err(error)) => {
+                    let failure = from_send_error(&error, self.dial(own), &made, url.scheme());
+                    return Err(if own {
+                        failure
+                    } else {
+                        about(&format!("{}, where it leads", authority(&url)), failure)
+                    });
+                }
                 Err(_) => return Err(Failure::Stalled { after: self.patience.progress }),
             };
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -431,6 +462,8 @@ fn header(headers: &HeaderMap, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::reference::Reference;
+    use crate::image::registries::Registries;
 
     #[test]
     fn redirects_never_lose_tls_or_carry_users() {
@@ -442,6 +475,43 @@ mod tests {
             assert!(to(bad).is_err(), "{bad}");
         }
         assert!(redirect_target(&from, None).is_err());
+    }
+
+    #[test]
+    fn the_registry_itself_keeps_the_name_that_it_is_configured_by() -> anyhow::Result<()> {
+        for (name, named, host, own, foreign) in [
+            ("a.lan:443/x", "a.lan:443", "a.lan:443", "https://a.lan/token", "https://a.lan:444/token"),
+            ("A.lan/x", "A.lan", "A.lan", "https://a.lan/token", "https://b.lan/token"),
+            (
+                "x",
+                "docker.io",
+                "registry-1.docker.io",
+                "https://registry-1.docker.io/v2/",
+                "https://auth.docker.io/token",
+            ),
+        ] {
+            let endpoint = Registries::default().endpoints(&Reference::parse(name)?)?.remove(0);
+            let clients = Arc::new(Clients::new(Vec::new(), Registries::default()));
+            let session = Session::new(endpoint, Login::Nothing, clients, Patience::new(Duration::from_secs(1)));
+            let (own, foreign) = (Url::parse(own)?, Url::parse(foreign)?);
+            assert!(session.is_own(&own) && !session.is_own(&foreign), "{name}");
+            let wanted = session.wanted(&own, true);
+            assert_eq!((&*wanted.named, &*wanted.host), (named, host));
+            let wanted = session.wanted(&foreign, false);
+            assert_eq!(wanted.named, authority(&foreign));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_wait_is_never_shorter_than_asked_for_nor_the_same_for_all() {
+        let patience = Patience { backoff: Duration::from_secs(1), ..Patience::new(Duration::from_secs(60)) };
+        let waits: Vec<Duration> = (0..64).map(|_| patience.wait(0, Duration::from_secs(20))).collect();
+        assert!(waits.iter().all(|wait| (20_000..21_000).contains(&wait.as_millis())), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait != waits[0]));
+        let own = patience.wait(1, Duration::ZERO);
+        assert!((2000..3000).contains(&own.as_millis()), "{own:?}");
+        assert!(patience.wait(u32::MAX, Duration::ZERO) <= patience.max_wait * 2);
     }
 
     #[test]

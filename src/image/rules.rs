@@ -57,12 +57,19 @@ impl Policies {
     ///
     /// # Errors
     /// [`ImageError::Policy`] when the file cannot be used: then nothing may.
-    pub(super) fn of(&self, namespace: Option<&str>) -> Result<Option<(&Arc<Path>, &Policy)>, ImageError> {
+    pub(super) fn of(
+        &self,
+        namespace: Option<&str>,
+        reference: &Reference,
+    ) -> Result<Option<(&Arc<Path>, &Policy)>, ImageError> {
         let own = namespace.and_then(|namespace| self.namespaces.get(namespace));
         let Some((path, policy)) = own.or(self.node.as_ref()) else { return Ok(None) };
         match policy {
             Ok(policy) => Ok(Some((path, policy))),
-            Err(reason) => Err(ImageError::Policy { path: path.to_path_buf(), reason: reason.clone() }),
+            Err(reason) => {
+                let (reference, path) = (reference.to_string(), path.to_path_buf());
+                Err(ImageError::Policy { reference, path, reason: reason.clone() })
+            }
         }
     }
 }
@@ -79,8 +86,10 @@ impl Rules {
         let registries = state.sources.load(None, &mut stamps, &mut notes)?;
         let policies = state.policies(&Policies::default(), &mut stamps, &mut notes.bad);
         state.stamps = stamps;
+        let clients = Arc::new(Clients::new(config.certs_d.clone(), registries));
+        notes.bad.extend(clients.environment().bad());
         let rules = Self {
-            clients: Arc::new(Clients::new(config.certs_d.clone(), registries)),
+            clients,
             policies: ArcSwap::from_pointee(policies),
             bad: ArcSwap::default(),
             unknown: ArcSwap::default(),
@@ -131,6 +140,7 @@ impl Rules {
         let (mut stamps, mut notes) = (Stamps::default(), Notes::default());
         let before = self.clients.registries();
         let loaded = state.sources.load(Some(&before), &mut stamps, &mut notes);
+        notes.bad.extend(self.clients.environment().bad());
         self.policies.store(Arc::new(state.policies(&self.policies.load(), &mut stamps, &mut notes.bad)));
         let result = match loaded {
             Ok(registries) => {
@@ -248,7 +258,7 @@ pub(super) fn check_namespace(namespace: &str) -> Result<(), ImageError> {
 
 /// What the policies say of a name, for people.
 pub(super) fn explain(policies: &Policies, namespace: Option<&str>, reference: &Reference) -> (String, String) {
-    match policies.of(namespace) {
+    match policies.of(namespace, reference) {
         Ok(None) => ("no policy".to_owned(), "anything may be pulled".to_owned()),
         Err(error) => ("no policy that can be used".to_owned(), error.to_string()),
         Ok(Some((path, policy))) => {

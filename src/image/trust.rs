@@ -60,7 +60,7 @@ impl Trust {
     /// # Errors
     /// [`ImageError::Signature`], [`ImageError::Policy`].
     pub(super) fn admits_some(&self, reference: &Reference) -> Result<(), ImageError> {
-        let Some((path, policy)) = self.policies.of(self.namespace.as_deref())? else { return Ok(()) };
+        let Some((path, policy)) = self.policies.of(self.namespace.as_deref(), reference)? else { return Ok(()) };
         let (scope, requirements) = policy.of(reference);
         for requirement in requirements {
             let reason = match requirement {
@@ -84,7 +84,7 @@ impl Trust {
         sessions: &[Arc<Session>],
     ) -> Result<(), ImageError> {
         self.admits_some(reference)?;
-        let Some((path, policy)) = self.policies.of(self.namespace.as_deref())? else { return Ok(()) };
+        let Some((path, policy)) = self.policies.of(self.namespace.as_deref(), reference)? else { return Ok(()) };
         let (scope, requirements) = policy.of(reference);
         for requirement in requirements {
             if let Requirement::Signed { keys, identity } = requirement {
@@ -93,7 +93,9 @@ impl Trust {
                 if search.is_met(digests, sessions).await {
                     continue;
                 }
-                if search.bad.is_empty() && search.attempts.iter().any(|attempt| attempt.failure != Failure::NotFound) {
+                if search.bad.is_empty()
+                    && search.attempts.iter().any(|attempt| !matches!(attempt.failure, Failure::NotFound(_)))
+                {
                     return Err(ImageError::from_attempts(&reference.to_string(), "the signatures", search.attempts));
                 }
                 return Err(refused(reference, path, scope, search.reason(digests)));
@@ -198,7 +200,7 @@ async fn tagged(session: &Session, digest: &Digest) -> Result<Vec<Attachment>, F
     let tag = Version::Tag(format!("sha256-{}.sig", digest.hex()));
     let fetched = match session.manifest(&tag).await {
         Ok(fetched) => fetched,
-        Err(Failure::NotFound) => return Ok(Vec::new()),
+        Err(Failure::NotFound(_)) => return Ok(Vec::new()),
         Err(failure) => return Err(failure),
     };
     let mut found = Vec::new();
@@ -217,7 +219,7 @@ async fn referring(session: &Session, digest: &Digest) -> Result<Vec<Attachment>
         };
         match Box::pin(attached).await {
             // Anybody who may push can refer to an image; what is no signature must not be in the way of one.
-            Err(failure @ (Failure::Content(_) | Failure::NotFound)) => {
+            Err(failure @ (Failure::Content(_) | Failure::NotFound(_))) => {
                 found.push(Attachment::Unusable(format!("a referrer cannot be read: {failure}")));
             }
             result => result?,

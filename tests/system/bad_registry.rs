@@ -22,6 +22,7 @@ crate::once!(
     credentials,
     foreign_hosts,
     broken_transfers,
+    a_proxy_of_the_environment,
     nobody_listens
 );
 
@@ -161,18 +162,21 @@ async fn a_registry_that_stalls() -> Result<()> {
 async fn status_codes() -> Result<()> {
     let (node, client, hostile, before) = hostile_node().await?;
     let image = Image::of(&tarball(&[Entry::file("file", b"x")]));
-    for code in [401_u16, 403, 404, 429, 500, 503] {
+    for (at, code) in [401_u16, 403, 404, 429, 500, 503].into_iter().enumerate() {
         let headers = vec![("Retry-After".to_owned(), "1".to_owned())];
         let text = r#"{"errors":[{"code":"CANARY","message":"canary of the registry"}]}"#;
         let answer = Answer::Error(code, headers, text.to_owned());
-        let name = format!("manifest-{code}");
+        // The number alone may be in a name or a digest.
+        let told = format!("(HTTP {code})");
+        let told = if code < 500 { &*told } else { &told[1..told.len() - 1] };
+        let name = format!("manifest-{at}");
         hostile.serve(&name, &image);
         hostile.set(format!("/v2/{name}/manifests/latest"), answer.clone());
-        fails(&node, &client, &before, &name, &[&code.to_string()]).await?;
-        let name = format!("blob-{code}");
+        fails(&node, &client, &before, &name, &[told]).await?;
+        let name = format!("blob-{at}");
         hostile.serve(&name, &image);
         hostile.set(blob(&name, &image.layer_digest), answer);
-        fails(&node, &client, &before, &name, &[&code.to_string()]).await?;
+        fails(&node, &client, &before, &name, &[told]).await?;
     }
     Ok(())
 }
@@ -270,6 +274,37 @@ async fn broken_transfers() -> Result<()> {
     let manifest = Answer::Reset(image.manifest_type().into(), image.manifest(), 10);
     hostile.set("/v2/manifest/manifests/latest", manifest);
     fails(&node, &client, &before, "manifest", &["the connection broke"]).await?;
+    Ok(())
+}
+
+/// What is far goes by the proxy and what is near does not; the error and `cricket image explain` tell which it was, without
+/// what it is shown.
+async fn a_proxy_of_the_environment() -> Result<()> {
+    let world = World::new().await?;
+    let (near, proxy) = (Hostile::start(&world).await?, Hostile::start(&world).await?);
+    let mut setup = Setup::new("crun");
+    setup.registry = false;
+    setup.registries = near.conf();
+    let mut node = Node::prepare(world, setup).await?;
+    for name in ["HTTPS_PROXY", "HTTP_PROXY"] {
+        node.env.push(format!("{name}=http://canary-user:canary-password@{}", proxy.address()));
+    }
+    let client = node.launch().await?;
+    near.serve("near", &Image::of(&tarball(&[Entry::file("file", b"near")])));
+    client.pull("hostile.example/near:latest").await?;
+    ensure!(proxy.headers("host").is_empty(), "a loopback address was reached by the proxy");
+    ensure!(near.headers("proxy-authorization").is_empty(), "the registry was shown the login of the proxy");
+
+    proxy.set("images.example:443", Answer::Error(502, Vec::new(), String::new()));
+    let told = format!("the proxy http://{} (HTTPS_PROXY)", proxy.address());
+    let words = ["RegistryUnavailable: ", "images.example/far:latest", &*told];
+    let message = refused(client.pull("images.example/far:latest").await, &[tonic::Code::Unknown], &words)?;
+    ensure!(proxy.asked("images.example:443") > 0 && !proxy.headers("proxy-authorization").is_empty());
+    let socket = node.path("state/cricket.sock").to_string_lossy().into_owned();
+    let args = ["image", "--socket", &socket, "explain", "images.example/far"];
+    let explained = node.world.run(env!("CARGO_BIN_EXE_cricket"), &args).await?.stdout;
+    ensure!(explained.contains(&told), "{explained}");
+    ensure!(!format!("{message}{explained}{}", node.log()).contains("canary"), "the proxy's login is told");
     Ok(())
 }
 

@@ -100,6 +100,10 @@ fn what_is_not_understood_is_refused() {
         r#"{"default":[]}"#,
         r#"{"default":[{"type":"accept"}]}"#,
         r#"{"default":[{"type":"reject"}],"more":1}"#,
+        // Twice the same, of which the second may be the one that forbids.
+        r#"{"default":[{"type":"reject"}],"default":[{"type":"insecureAcceptAnything"}]}"#,
+        r#"{"default":[{"type":"reject"}],"transports":{"docker":{},"docker":{}}}"#,
+        r#"{"default":[{"type":"reject"}],"transports":{"docker":{"a.lan":[{"type":"reject"}],"a.lan":[{"type":"insecureAcceptAnything"}]}}}"#,
         r#"{"default":[{"type":"reject","more":1}]}"#,
         r#"{"default":[{"type":"insecureAcceptAnything","keyPath":"/k"}]}"#,
         r#"{"default":[{"type":"sigstoreSigned"}]}"#,

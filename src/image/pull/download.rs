@@ -162,7 +162,7 @@ async fn feed(
                     continue;
                 }
             }
-            if let Err(failure) = session.pause(failure, &mut tried).await {
+            if let Err(failure) = session.pause(failure, &mut tried, None).await {
                 break failure;
             }
         };

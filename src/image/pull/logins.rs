@@ -4,7 +4,7 @@
 //! that their keys name: the namespace's for this image, the namespace's, the node's. They are read by each pull, as a
 //! credential provider writes them just before it, and are not kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::super::Settings;
 use super::super::error::ImageError;
@@ -30,8 +30,8 @@ impl Logins {
         namespace: Option<&str>,
         reference: &Reference,
     ) -> Result<Self, ImageError> {
-        let files = files(settings, namespace, reference);
-        task::blocking(move || Self::read(files)).await
+        let (files, name) = (files(settings, namespace, reference), reference.to_string());
+        task::blocking(move || Self::read(files, &name)).await
     }
 
     /// As [`Logins::load`], blocking.
@@ -40,14 +40,14 @@ impl Logins {
         namespace: Option<&str>,
         reference: &Reference,
     ) -> Result<Self, ImageError> {
-        Self::read(files(settings, namespace, reference))
+        Self::read(files(settings, namespace, reference), &reference.to_string())
     }
 
-    fn read(files: Vec<PathBuf>) -> Result<Self, ImageError> {
+    fn read(files: Vec<PathBuf>, reference: &str) -> Result<Self, ImageError> {
         let mut stamps = Stamps::default();
         let mut found = Vec::new();
         for path in files {
-            let bad = |reason| ImageError::AuthFile { path: path.clone(), reason };
+            let bad = |reason| ImageError::AuthFile { reference: reference.to_owned(), path: path.clone(), reason };
             if let Some(bytes) = stamps.read(&path).map_err(|error| bad(format!("cannot be read: {error}")))? {
                 let file = auth_file::parse(&bytes).map_err(bad)?;
                 found.push((path, file));
@@ -60,20 +60,22 @@ impl Logins {
     pub(super) fn login(&self, given: Option<&Credentials>, endpoint: &Endpoint) -> Login {
         match given.filter(|credentials| credentials.are_for(&endpoint.host)) {
             Some(credentials) => Login::Entry("the request".to_owned(), credentials.clone()),
-            None => self.find(endpoint).map_or(Login::Nothing, |(_, login)| login),
+            None => self.find(endpoint),
         }
     }
 
-    /// The first file that has something for a place.
-    pub(in crate::image) fn find(&self, endpoint: &Endpoint) -> Option<(&Path, Login)> {
-        let found =
-            self.0.iter().map(|(path, file)| (path.as_path(), file.login(&endpoint.host, &endpoint.repository)));
-        let mut helper = None;
-        for (path, login) in found {
-            match login {
-                Login::Entry(..) => return Some((path, login)),
-                Login::Helper => helper = helper.or(Some((path, login))),
-                Login::Nothing => {}
+    /// What the first file that has something for a place has; one that only names a helper program counts less.
+    pub(in crate::image) fn find(&self, endpoint: &Endpoint) -> Login {
+        let mut helper = Login::Nothing;
+        for (path, file) in &self.0 {
+            match file.login(&endpoint.host, &endpoint.repository) {
+                Login::Entry(key, credentials) => {
+                    return Login::Entry(format!("{} ({key})", path.display()), credentials);
+                }
+                Login::Helper(by) if helper == Login::Nothing => {
+                    helper = Login::Helper(format!("{} ({by})", path.display()));
+                }
+                Login::Helper(_) | Login::Nothing => {}
             }
         }
         helper

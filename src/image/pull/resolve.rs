@@ -111,8 +111,9 @@ async fn known(
     }
     let top = match session.head(reference.version()).await {
         Ok(Some(top)) => top,
-        // Not every registry knows the cheap question.
-        Ok(None) | Err(Failure::Status { status: 400..=499, .. }) => return Ok(None),
+        // Not every registry knows the cheap question, and some answer it otherwise than the real one. What is final is not said here.
+        Ok(None) => return Ok(None),
+        Err(failure) if failure.is_answer() => return Ok(None),
         Err(failure) => return Err(failure),
     };
     let snapshot = inner.table.snapshot();

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::super::reference::{Reference, check_host, short_name};
+use super::super::reference::{DOCKER_HUB, Reference, check_host, short_name};
 use super::unknown::{Shape, unknown};
 
 /// Most rules and mirrors of one file: far above any that people write.
@@ -151,9 +151,11 @@ pub fn parse(bytes: &[u8]) -> Result<ConfFile, String> {
     let mut file = ConfFile { mode, unknown: unknown(text, &FILE), ..ConfFile::default() };
     for entry in raw.registry {
         let line = line_of(text, entry.span().start);
-        file.rules.push(entry.into_inner().check(text, line).map_err(|why| format!("line {line}: {why}"))?);
+        let (prefix, rule) = entry.into_inner().check(text, line).map_err(|why| format!("line {line}: {why}"))?;
+        file.add(prefix, rule)?;
     }
     if let Some(search) = raw.unqualified_search_registries {
+        let search: Vec<String> = search.iter().map(|host| host.trim_end_matches('/').to_owned()).collect();
         if search.len() > 64 {
             return Err("unqualified-search-registries: more than 64".into());
         }
@@ -167,14 +169,42 @@ pub fn parse(bytes: &[u8]) -> Result<ConfFile, String> {
         if short_name(&name).is_none() || !whole(&name) {
             return Err(format!("aliases: {:?} is not a name without registry, tag and digest", scrub(&name)));
         }
-        let plain = |target: &str| Reference::parse(target).is_ok_and(|r| r.name() == target);
-        if !target.is_empty() && !plain(&target) {
-            return Err(format!("aliases: {name:?}: {:?} is not registry/path without a tag", scrub(&target)));
-        }
-        file.aliases.push((name, (!target.is_empty()).then_some(target)));
+        let target = (!target.is_empty()).then_some(target).map(|target| alias(&name, &target)).transpose()?;
+        file.aliases.push((name, target));
     }
     file.helpers = raw.credential_helpers.into_iter().filter(|name| name != "containers-auth.json").collect();
     Ok(file)
+}
+
+impl ConfFile {
+    /// Adds a rule. Of two for one prefix the first counts, as its makers have it, unless one forbids or loosens what the other
+    /// does not: then nobody can tell what is meant.
+    fn add(&mut self, prefix: String, rule: Rule) -> Result<(), String> {
+        let Some((_, first)) = self.rules.iter().find(|(known, _)| *known == prefix) else {
+            self.rules.push((prefix, rule));
+            return Ok(());
+        };
+        let (line, at) = (rule.line, first.line);
+        if (rule.blocked, rule.insecure) != (first.blocked, first.insecure) {
+            return Err(format!(
+                "line {line}: prefix {prefix:?} has a [[registry]] in line {at} already, with another blocked or insecure"
+            ));
+        }
+        if rule != (Rule { line, ..first.clone() }) {
+            self.unknown.push(format!(
+                "line {line}: this [[registry]] has no effect: the one in line {at} is for the prefix {prefix:?} too"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The name that an alias stands for: with a registry, and without a version.
+fn alias(name: &str, target: &str) -> Result<String, String> {
+    let bad = || format!("aliases: {name:?}: {:?} is not registry/path without a tag", scrub(target));
+    let versioned = target.contains('@') || target.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let full = Reference::parse(target).ok().filter(|_| !versioned && short_name(target).is_none());
+    full.map(|full| full.name()).ok_or_else(bad)
 }
 
 fn mode(text: &str) -> Result<Option<ShortNameMode>, String> {
@@ -230,6 +260,11 @@ impl RawRegistry {
             digest_only: self.mirror_by_digest_only,
             mirrors,
             line,
+        };
+        // Names of Docker Hub are compared in their normal form; a rule that blocks must not miss them by its spelling.
+        let prefix = match prefix.strip_prefix("index.docker.io") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{DOCKER_HUB}{rest}"),
+            _ => prefix,
         };
         Ok((prefix.trim_end_matches('/').to_owned(), rule))
     }

@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use super::super::reference::{Reference, check_host};
 use super::conf::{line_of, scrub, toml_error};
+use super::proxy::Proxy;
 use super::unknown::{Shape, unknown};
 use super::{Endpoint, Place, Scheme, Tls, duration};
 
@@ -25,8 +26,18 @@ const DIAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Dura
 /// The keys of a file, and those of a host in it.
 const FILE: Shape = Shape { keys: &KEYS, below: &[("host", &HOST)] };
 const HOST: Shape = Shape { keys: KEYS.split_at(2).1, below: &[] };
-const KEYS: [&str; 9] =
-    ["server", "host", "capabilities", "ca", "client", "skip_verify", "override_path", "header", "dial_timeout"];
+const KEYS: [&str; 10] = [
+    "server",
+    "host",
+    "capabilities",
+    "ca",
+    "client",
+    "skip_verify",
+    "override_path",
+    "header",
+    "dial_timeout",
+    "proxy",
+];
 
 /// What one file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +58,7 @@ struct Host {
     tls: Tls,
     headers: HeaderMap,
     dial_timeout: Option<Duration>,
+    proxy: Option<Proxy>,
     line: usize,
 }
 
@@ -55,6 +67,8 @@ struct Address {
     scheme: Scheme,
     host: String,
     api: String,
+    /// Written with the port 80, which a parsed URL does not tell from none.
+    port_80: bool,
 }
 
 #[derive(Deserialize)]
@@ -71,13 +85,13 @@ struct RawHost {
     capabilities: Option<Vec<String>>,
     ca: Option<OneOrMany>,
     client: Option<RawClient>,
-    #[serde(default)]
-    skip_verify: bool,
+    skip_verify: Option<bool>,
     #[serde(default)]
     override_path: bool,
     #[serde(default)]
     header: BTreeMap<String, OneOrMany>,
     dial_timeout: Option<String>,
+    proxy: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -145,15 +159,27 @@ impl RawHost {
             }
         }
         let path = |text: String| folder.join(text);
+        let about_tls = self.skip_verify.is_some() || self.ca.is_some() || self.client.is_some();
         let tls = Tls {
-            unverified: self.skip_verify,
+            unverified: self.skip_verify.unwrap_or(false),
             authorities: self.ca.map(OneOrMany::list).unwrap_or_default().into_iter().map(path).collect(),
             client: client(self.client, folder).map_err(bad)?,
         };
-        let address = address.map(|text| read_address(text, self.override_path)).transpose().map_err(bad)?;
+        let mut address = address.map(|text| read_address(text, self.override_path)).transpose().map_err(bad)?;
+        // As its makers read it: who says something about TLS is asked that way first, unless the port is that of HTTP.
+        if let Some(address) = address.as_mut().filter(|address| address.scheme == Scheme::Http)
+            && about_tls
+            && !address.port_80
+        {
+            address.scheme = Scheme::Either;
+        }
+        let proxy = self.proxy.filter(|text| !text.is_empty());
+        let proxy = proxy.map(|text| Proxy::read(&text, &format!("{}:{line}", folder.join("hosts.toml").display())));
+        let proxy = proxy.transpose().map_err(bad)?;
         let dial_timeout = self.dial_timeout.filter(|text| !text.is_empty());
         let dial_timeout = dial_timeout.map(|text| read_dial_timeout(&text)).transpose().map_err(bad)?;
-        Ok(Host { address, resolves, serves, tls, headers: headers(self.header).map_err(bad)?, dial_timeout, line })
+        let headers = headers(self.header).map_err(bad)?;
+        Ok(Host { address, resolves, serves, tls, headers, dial_timeout, proxy, line })
     }
 }
 
@@ -184,7 +210,8 @@ fn read_address(text: &str, as_it_is: bool) -> Result<Address, String> {
     if !as_it_is && !api.ends_with("/v2") {
         api.push_str("/v2");
     }
-    Ok(Address { scheme, host, api })
+    let written = whole.split_once("://").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
+    Ok(Address { scheme, host, api, port_80: written.ends_with(":80") })
 }
 
 /// A file, a list of one, or a pair of certificate and key in a list.
@@ -238,6 +265,7 @@ impl HostsFile {
                 resolves: host.resolves,
                 serves: host.serves,
                 dial_timeout: host.dial_timeout,
+                proxy: host.proxy.clone(),
                 place: Some(Place { file: file.clone(), line: host.line }),
                 ..own.clone()
             };
@@ -258,7 +286,7 @@ impl HostsFile {
     pub(super) fn is_insecure(&self, name: &str) -> bool {
         self.hosts.iter().chain([&self.server]).any(|host| {
             let address = host.address.as_ref().filter(|address| address.host == name);
-            address.is_some_and(|address| host.tls.unverified || address.scheme == Scheme::Http)
+            address.is_some_and(|address| host.tls.unverified || address.scheme != Scheme::Https)
         })
     }
 

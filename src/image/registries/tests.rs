@@ -82,6 +82,22 @@ fn the_longest_prefix_leads() {
 }
 
 #[test]
+fn docker_hub_is_known_by_each_of_its_names() {
+    for (conf, name, want) in [
+        ("prefix = 'hub.lan'\nlocation = 'docker.io'", "hub.lan/busybox", "docker.io/library/busybox"),
+        ("prefix = 'hub.lan'\nlocation = 'index.docker.io'", "hub.lan/busybox", "docker.io/library/busybox"),
+        ("prefix = 'hub.lan'\nlocation = 'docker.io/me'", "hub.lan/app", "docker.io/me/app"),
+        ("prefix = 'index.docker.io/library'\nlocation = 'lib.lan'", "busybox", "lib.lan/busybox"),
+        ("location = 'docker.io'", "index.docker.io/busybox", "docker.io/library/busybox"),
+    ] {
+        assert_eq!(places(&format!("[[registry]]\n{conf}"), name), Ok(vec![want.to_owned()]), "{conf}");
+    }
+    let blocked = "[[registry]]\nlocation = 'index.docker.io'\nblocked = true";
+    assert!(places(blocked, "busybox").is_err_and(|error| error.contains("blocked")));
+    assert!(places(blocked, "index.docker.io.lan/x").is_ok());
+}
+
+#[test]
 fn wrong_files_are_refused() {
     for text in [
         "[registries.search]\nregistries = ['a']",
@@ -99,6 +115,10 @@ fn wrong_files_are_refused() {
         "[aliases]\n'a:1' = 'b.lan/a'",
         "[aliases]\n'b.lan/a' = 'b.lan/a'",
         "[aliases]\n'a' = 'b.lan/a:1'",
+        "[aliases]\n'a' = 'b.lan/a@sha256:0'",
+        "[aliases]\n'a' = 'b/a'",
+        "[[registry]]\nlocation = 'a.lan'\nblocked = true\n[[registry]]\nlocation = 'a.lan'",
+        "[[registry]]\nlocation = 'a.lan'\n[[registry]]\nprefix = 'a.lan/'\nlocation = 'b.lan'\ninsecure = true",
         "[[registry]",
     ] {
         assert!(places(text, "busybox").is_err(), "{text}");
@@ -107,6 +127,17 @@ fn wrong_files_are_refused() {
     assert!(!leak.contains("canary"), "{leak}");
     let outside = places("[[registry]]\nprefix='a.lan'\nlocation = 'b.lan/..'", "a.lan/x").expect_err("refused");
     assert!(outside.contains("not a registry and path"), "{outside}");
+}
+
+#[test]
+fn of_two_rules_for_a_prefix_in_one_file_the_first_counts_and_the_other_is_told() {
+    let text = "[[registry]]\nlocation = 'a.lan'\n[[registry]]\nprefix = 'a.lan'\nlocation = 'b.lan'\n[[registry]]\nlocation = 'a.lan'";
+    assert_eq!(places(text, "a.lan/x"), Ok(vec!["a.lan/x".to_owned()]));
+    let told = conf::parse(text.as_bytes()).expect("a good file").unknown;
+    assert!(told.len() == 1 && told[0].contains("line 3: this [[registry]] has no effect"), "{told:?}");
+    let error = conf::parse(b"[[registry]]\nlocation='a.lan'\nblocked=true\n\n[[registry]]\nlocation='a.lan'")
+        .expect_err("unclear");
+    assert!(error.contains("line 5") && error.contains("line 1"), "{error}");
 }
 
 #[test]
@@ -169,6 +200,11 @@ fn short_names() -> anyhow::Result<()> {
         (two, "c.lan/app", vec!["c.lan/app:latest"]),
         (two, "localhost/app", vec!["localhost/app:latest"]),
         (alias, "app:2", vec!["b.lan/team/app:2"]),
+        // With the defaults of Docker Hub filled in, also where they are left out.
+        ("[aliases]\n'app' = 'docker.io/alpine'", "app:3", vec!["docker.io/library/alpine:3"]),
+        ("[aliases]\n'ubi8/ubi' = 'b.lan/ubi8/ubi'", "ubi8/ubi", vec!["b.lan/ubi8/ubi:latest"]),
+        ("[aliases]\n'app' = 'localhost:5000/app'", "app", vec!["localhost:5000/app:latest"]),
+        ("unqualified-search-registries = ['a.lan/']", "app", vec!["a.lan/app:latest"]),
         (alias, &digest, vec![&*digest.replace("app", "b.lan/team/app")]),
         (alias, "x/app", vec!["docker.io/x/app:latest"]),
         (
@@ -230,7 +266,7 @@ capabilities = ["pull", "resolve"]
 "#;
     let want = [
         "https://z.lan/v2/library/app ns mirror 5",
-        "http://a.lan:5000/proxy/v2/library/app ns content mirror 11",
+        "https://a.lan:5000/proxy/v2/library/app ns content mirror 11",
         "https://b.lan/v2/hub/library/app ns mirror 15",
         "https://registry-1.docker.io/v2/library/app 2",
     ];
@@ -325,7 +361,7 @@ dial_timout = "1s"
     dial_timout = "a header may have any name"
 
 [host."https://n.lan"]
-  proxy = "http://p.lan:8080"
+  proxi = "http://p.lan:8080"
   server = "https://not.here"
 "#;
     let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).expect("a good file");
@@ -334,7 +370,7 @@ dial_timout = "1s"
         [
             r#"line 3: the key "dial_timout" is not known here and has no effect (near to "dial_timeout")"#,
             r#"line 6: the key "skip_verfy" is not known here and has no effect (near to "skip_verify")"#,
-            r#"line 12: the key "proxy" is not known here and has no effect"#,
+            r#"line 12: the key "proxi" is not known here and has no effect (near to "proxy")"#,
             r#"line 13: the key "server" is not known here and has no effect"#,
         ]
     );
@@ -345,6 +381,51 @@ dial_timout = "1s"
     // However many there are.
     let many: String = (0..1000).map(|n| format!("key{n} = 1\n")).collect();
     assert_eq!(conf::parse(many.as_bytes()).expect("a good file").unknown.len(), 16);
+}
+
+#[test]
+fn plain_http_with_words_about_tls_is_asked_by_tls_first() -> anyhow::Result<()> {
+    // As its makers do, whose own example has http and skip_verify for a registry of either kind.
+    for (address, more, want) in [
+        ("http://m.lan:5000", "skip_verify = true", Scheme::Either),
+        ("http://m.lan:5000", "skip_verify = false", Scheme::Either),
+        ("http://m.lan", "ca = 'x.pem'", Scheme::Either),
+        ("http://m.lan:5000", "client = 'x.pem'", Scheme::Either),
+        ("http://m.lan:80", "skip_verify = true", Scheme::Http),
+        ("http://m.lan:80/x", "skip_verify = true", Scheme::Http),
+        ("http://m.lan:5000", "", Scheme::Http),
+        ("https://m.lan:5000", "skip_verify = true", Scheme::Https),
+    ] {
+        let text = format!("server = '{address}'\n{more}");
+        let mut all = Registries::default();
+        let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).map_err(anyhow::Error::msg)?;
+        all.hosts.insert("a.lan".into(), (Arc::from(Path::new("/certs.d/x/hosts.toml")), Ok(file)));
+        let found = all.endpoints(&Reference::parse("a.lan/x")?)?;
+        assert_eq!(found.iter().map(|place| place.scheme).collect::<Vec<_>>(), [want], "{text}");
+        let host = found[0].host.clone();
+        assert_eq!(all.is_insecure_host(&host), want != Scheme::Https || more.contains("true"), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_place_has_its_own_proxy_and_no_error_tells_its_login() -> anyhow::Result<()> {
+    let text = "proxy = 'http://s.lan:1'\n[host.'https://m.lan']\nproxy = 'https://canary:canary@p.lan/'\n[host.'https://n.lan']\n";
+    let mut all = Registries::default();
+    let file = hosts::parse(text.as_bytes(), Path::new("/certs.d/x")).map_err(anyhow::Error::msg)?;
+    all.hosts.insert("a.lan".into(), (Arc::from(Path::new("/certs.d/x/hosts.toml")), Ok(file)));
+    let found = all.endpoints(&Reference::parse("a.lan/x")?)?;
+    let proxies: Vec<_> = found.iter().map(|place| place.proxy.as_ref().map(ToString::to_string)).collect();
+    let [first, last] = ["https://p.lan:443 (/certs.d/x/hosts.toml:2)", "http://s.lan:1 (/certs.d/x/hosts.toml:1)"];
+    assert_eq!(proxies, [Some(first.to_owned()), None, Some(last.to_owned())]);
+    assert!(!format!("{all:?} {found:?}").contains("canary"));
+    for bad in
+        ["socks5://canary:canary@p.lan", "p.lan:3128", "http://canary:canary@p.lan/x", "http://p.lan?x=canary", "/x"]
+    {
+        let error = hosts::parse(format!("\nproxy = '{bad}'").as_bytes(), Path::new("/x")).expect_err(bad);
+        assert!(error.contains("line 1: proxy") && !error.contains("canary"), "{error}");
+    }
+    Ok(())
 }
 
 #[test]

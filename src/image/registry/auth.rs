@@ -17,8 +17,8 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::auth_file::Login;
-use super::failure::{from_send_error, from_status, retry_after};
-use super::{Session, authority, clients};
+use super::failure::{about, from_send_error, from_status, retry_after};
+use super::{Session, authority};
 use crate::image::error::Failure;
 use crate::image::reference::DOCKER_HUB;
 use crate::image::registries::Endpoint;
@@ -123,38 +123,41 @@ pub(super) fn canonical(host: &str) -> &str {
 pub(super) struct Authorizer {
     repository: String,
     credentials: Option<Credentials>,
-    /// A file names a helper program for this registry, which is not run.
-    helper: bool,
+    /// Where the credentials are from; without any, the file that names a helper program for them.
+    source: String,
     current: Mutex<Option<HeaderValue>>,
 }
 
 impl Authorizer {
     pub(super) fn new(endpoint: &Endpoint, login: Login) -> Self {
-        let helper = matches!(login, Login::Helper);
-        let credentials = match login {
-            Login::Entry(_, credentials) => Some(credentials),
-            Login::Helper | Login::Nothing => None,
+        let (source, credentials) = match login {
+            Login::Entry(source, credentials) => (source, Some(credentials)),
+            Login::Helper(source) => (source, None),
+            Login::Nothing => (String::new(), None),
         };
         let credentials = credentials.filter(|credentials| credentials.are_for(&endpoint.host));
         let ready = credentials.as_ref().and_then(|credentials| match &credentials.secret {
             Secret::Registry(token) => bearer(token),
             _ => None,
         });
-        Self { repository: endpoint.repository.clone(), credentials, helper, current: Mutex::new(ready) }
+        Self { repository: endpoint.repository.clone(), credentials, source, current: Mutex::new(ready) }
     }
 
     pub(super) async fn current(&self) -> Option<HeaderValue> {
         self.current.lock().await.clone()
     }
 
-    pub(super) fn refused(&self) -> &'static str {
-        if self.credentials.is_some() {
-            "the registry refuses the credentials"
-        } else if self.helper {
-            "the registry asks for credentials; the file of logins names a helper program for them, which is not run"
+    /// What a 401 means that is not followed by another try. Some registries answer it for what they do not have, so that
+    /// nobody learns what there is.
+    pub(super) fn refused(&self) -> Failure {
+        let source = &self.source;
+        Failure::Unauthorized(if self.credentials.is_some() {
+            format!("the registry refuses the credentials of {source}, or has no such repository")
+        } else if source.is_empty() {
+            "the registry asks for credentials, and there are none for it here; or it has no such repository".to_owned()
         } else {
-            "the registry asks for credentials"
-        }
+            format!("the registry asks for credentials; {source} names a helper program for them, which is not run")
+        })
     }
 
     /// Gets the authorization that a challenge asks for. `used` is what the refused request had.
@@ -171,20 +174,22 @@ impl Authorizer {
             return Ok(());
         }
         if matches!(self.credentials.as_ref().map(|c| &c.secret), Some(Secret::Registry(_))) {
-            return Err(Failure::Unauthorized(self.refused()));
+            return Err(self.refused());
         }
         let parsed: Vec<Challenge> = challenges.iter().flat_map(|text| parse_challenges(text)).collect();
         let named = |name: &str| parsed.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case(name));
         *current = if let Some(challenge) = named("bearer") {
             let token = self.token(challenge, secure, session).await?;
-            Some(bearer(&token).ok_or(Failure::Unauthorized("the token service's token is no token"))?)
+            Some(bearer(&token).ok_or_else(|| unusable("the token service's token is no token"))?)
         } else if named("basic").is_some() {
             match self.credentials.as_ref().map(|credentials| &credentials.secret) {
                 Some(Secret::Password { user, password }) if used.is_none() => basic(user, password),
-                _ => return Err(Failure::Unauthorized(self.refused())),
+                _ => return Err(self.refused()),
             }
+        } else if parsed.is_empty() {
+            return Err(unusable("the registry does not say how to log in (it sends no WWW-Authenticate)"));
         } else {
-            return Err(Failure::Unauthorized("the registry asks for a kind of login that is not known"));
+            return Err(unusable("the registry asks for a kind of login that is not known: neither Basic nor Bearer"));
         };
         Ok(())
     }
@@ -194,7 +199,7 @@ impl Authorizer {
         let scope = self.scope(challenge.get("scope"));
         let service = challenge.get("service");
         let host = authority(&realm);
-        let own = host == session.endpoint.host;
+        let own = session.is_own(&realm);
         if !own && self.credentials.is_some() {
             tracing::info!(
                 registry = session.endpoint.host,
@@ -202,7 +207,9 @@ impl Authorizer {
                 "the login of a registry goes to a token service on another host"
             );
         }
-        let clients::Made { client, identity } = session.client(&host, own).await?;
+        let made = session.client(&realm, own).await?;
+        made.proxy(realm.scheme())?;
+        let client = &made.client;
         let mut tried = 0;
         loop {
             let request = match self.credentials.as_ref().map(|credentials| &credentials.secret) {
@@ -232,24 +239,27 @@ impl Authorizer {
                     }
                 }
             };
-            let failure = match tokio::time::timeout(session.patience.progress, request.send()).await {
+            let (failure, asked) = match tokio::time::timeout(session.patience.progress, request.send()).await {
                 Ok(Ok(response)) if response.status().is_success() => {
                     let body = session.body(response, "the token", MAX_TOKEN).await?;
-                    return read_token(&body).ok_or(Failure::Unauthorized("the token service's answer has no token"));
+                    return read_token(&body).ok_or_else(|| unusable("the token service's answer has no token"));
                 }
                 Ok(Ok(response)) => {
                     let (status, asked) = (response.status(), retry_after(response.headers()));
                     match status.as_u16() {
                         // Services differ in what they say to wrong credentials.
-                        400..=403 => return Err(Failure::Unauthorized(self.refused())),
+                        400..=403 => return Err(self.refused()),
                         300..=399 => return Err(Failure::Realm("it answers with a redirect")),
-                        _ => from_status(None, status, asked),
+                        _ => (from_status(None, (!own).then(|| host.clone()), status, asked), asked),
                     }
                 }
-                Ok(Err(error)) => from_send_error(&error, session.dial(own), identity.as_deref()),
-                Err(_) => Failure::Stalled { after: session.patience.progress },
+                Ok(Err(error)) => (from_send_error(&error, session.dial(own), &made, realm.scheme()), None),
+                Err(_) => (Failure::Stalled { after: session.patience.progress }, None),
             };
-            session.pause(failure, &mut tried).await?;
+            session
+                .pause(failure, &mut tried, asked)
+                .await
+                .map_err(|failure| if own { failure } else { about(&format!("its token service {host}"), failure) })?;
         }
     }
 
@@ -258,6 +268,10 @@ impl Authorizer {
         let pull_only = named.starts_with("repository:") && named.ends_with(":pull") && !named.contains([' ', ',']);
         if pull_only && named.len() <= 512 { named.to_owned() } else { format!("repository:{}:pull", self.repository) }
     }
+}
+
+fn unusable(what: &str) -> Failure {
+    Failure::Unauthorized(what.to_owned())
 }
 
 /// A token service that may be asked.

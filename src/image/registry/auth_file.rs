@@ -25,10 +25,10 @@ pub struct AuthFile {
 /// What a file has for a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Login {
-    /// The key of the entry as written, and what it holds.
+    /// Where it is, for people, and what it holds.
     Entry(String, Credentials),
-    /// Only a helper program has it.
-    Helper,
+    /// Only a helper program has it; what names the program, for people.
+    Helper(String),
     Nothing,
 }
 
@@ -37,29 +37,28 @@ pub enum Login {
 struct Key {
     name: String,
     written: String,
-    /// A URL: an old form that only names a host.
-    url: bool,
+    /// How well the key says that it is for this host: 2 for a name, 1 for the URL of a registry, which is an old form, and 0 for
+    /// any other URL. `docker login` writes tokens for itself below that of Docker Hub.
+    rank: u8,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawFile {
-    #[serde(default)]
-    auths: BTreeMap<String, RawEntry>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, serde::de::IgnoredAny>,
-    #[serde(default)]
-    creds_store: String,
+    // A member may be null, which those who write these files with Go read as absent.
+    auths: Option<BTreeMap<String, Option<RawEntry>>>,
+    cred_helpers: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    creds_store: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawEntry {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
-    registrytoken: String,
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
 }
 
 /// Reads a file.
@@ -70,36 +69,43 @@ pub fn parse(bytes: &[u8]) -> Result<AuthFile, String> {
     // The library's text may quote a value, which may be a password.
     let raw: RawFile = serde_json::from_slice(bytes)
         .map_err(|error| format!("line {} column {}: not a file of logins", error.line(), error.column()))?;
-    if raw.auths.len() + raw.cred_helpers.len() > MAX_ENTRIES {
+    let (auths, helpers) = (raw.auths.unwrap_or_default(), raw.cred_helpers.unwrap_or_default());
+    if auths.len() + helpers.len() > MAX_ENTRIES {
         return Err(format!("it has more than {MAX_ENTRIES} entries"));
     }
-    let mut file = AuthFile { store: !raw.creds_store.is_empty(), ..AuthFile::default() };
-    for (written, entry) in raw.auths {
+    let store = raw.creds_store.is_some_and(|store| !store.is_empty());
+    let mut file = AuthFile { store, ..AuthFile::default() };
+    for (written, entry) in auths {
         let key = Key::read(written);
-        if let Some(secret) = entry.secret().map_err(|why| format!("auths: {:?}: {why}", key.written))? {
+        if let Some(secret) =
+            entry.unwrap_or_default().secret().map_err(|why| format!("auths: {:?}: {why}", key.written))?
+        {
             file.entries.push((key, secret));
         }
     }
-    file.helpers = raw.cred_helpers.into_keys().map(Key::read).collect();
+    file.helpers = helpers.into_keys().map(Key::read).collect();
     Ok(file)
 }
 
 impl RawEntry {
     fn secret(self) -> Result<Option<Secret>, &'static str> {
-        if !self.registrytoken.is_empty() {
-            return Ok(Some(Secret::Registry(self.registrytoken)));
+        let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+        if let Some(token) = given(self.registrytoken) {
+            return Ok(Some(Secret::Registry(token)));
         }
-        if !self.identitytoken.is_empty() {
-            return Ok(Some(Secret::Identity(self.identitytoken)));
+        if let Some(token) = given(self.identitytoken) {
+            return Ok(Some(Secret::Identity(token)));
         }
-        if !self.auth.is_empty() {
-            let (user, password) = super::auth::decode(&self.auth)?;
+        if let Some(auth) = given(self.auth) {
+            let (user, password) = super::auth::decode(&auth)?;
             return Ok(Some(Secret::Password { user, password }));
         }
-        if self.username.is_empty() && self.password.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(Secret::Password { user: self.username, password: self.password }))
+        Ok(match (given(self.username), given(self.password)) {
+            (None, None) => None,
+            (user, password) => {
+                Some(Secret::Password { user: user.unwrap_or_default(), password: password.unwrap_or_default() })
+            }
+        })
     }
 }
 
@@ -114,7 +120,14 @@ impl Key {
         let old = rest.is_some() || matches!(path, "v1" | "v2");
         let host = canonical(host).to_ascii_lowercase();
         let name = if path.is_empty() || old { host } else { format!("{host}/{path}") };
-        Self { name, url: old, written }
+        let rank = match (old, path) {
+            (false, _) => 2,
+            (true, "" | "v1" | "v2") => 1,
+            (true, _) => 0,
+        };
+        // Shown to people; a user in it may have a password.
+        let written = written.rsplit('@').next().unwrap_or_default().to_owned();
+        Self { name, rank, written }
     }
 
     /// Whether it has a repository: it is the name, or a whole number of its leading components.
@@ -129,10 +142,15 @@ impl AuthFile {
     pub fn login(&self, host: &str, repository: &str) -> Login {
         let name = format!("{}/{repository}", canonical(host).to_ascii_lowercase());
         let fitting = self.entries.iter().filter(|(key, _)| key.has(&name));
-        if let Some((key, secret)) = fitting.max_by_key(|(key, _)| (key.name.len(), !key.url)) {
+        if let Some((key, secret)) = fitting.max_by_key(|(key, _)| (key.name.len(), key.rank)) {
             return Login::Entry(key.written.clone(), Credentials::of(host, secret.clone()));
         }
-        if self.store || self.helpers.iter().any(|key| key.has(&name)) { Login::Helper } else { Login::Nothing }
+        let helper = self.helpers.iter().filter(|key| key.has(&name)).max_by_key(|key| key.name.len());
+        match helper {
+            Some(key) => Login::Helper(format!("credHelpers: {}", key.written)),
+            None if self.store => Login::Helper("credsStore".to_owned()),
+            None => Login::Nothing,
+        }
     }
 }
 
@@ -171,12 +189,15 @@ mod tests {
         let entry = |user: &str| format!(r#"{{"auth":"{}"}}"#, encoded(user, "p:q"));
         let text = format!(
             r#"{{"auths":{{"a.lan":{},"a.lan/team":{},"a.lan/team/app":{},"https://index.docker.io/v1/":{},
+                "https://index.docker.io/v1/access-token":{},"https://index.docker.io/v1/refresh-token":{},
                 "docker.io/me":{},"https://b.lan:5000/v2/":{},"b.lan:5000":{},"empty.lan":{{}}}},
                "credHelpers":{{"h.lan":"program"}},"HttpHeaders":{{"x":"y"}}}}"#,
             entry("host"),
             entry("team"),
             entry("app"),
             entry("hub"),
+            entry("access"),
+            entry("refresh"),
             entry("me"),
             entry("url"),
             entry("plain")
@@ -208,7 +229,7 @@ mod tests {
                 None => assert_eq!(found, Login::Nothing, "{host} {repository}"),
             }
         }
-        assert_eq!(file.login("h.lan", "x"), Login::Helper);
+        assert_eq!(file.login("h.lan", "x"), Login::Helper("credHelpers: h.lan".into()));
         assert!(!format!("{file:?}").contains("team"));
     }
 
@@ -216,7 +237,7 @@ mod tests {
     fn every_kind_of_login_is_read_and_no_error_quotes_one() {
         let file = file(
             r#"{"auths":{"i.lan":{"auth":"eDp5","identitytoken":"t"},"r.lan":{"registrytoken":"t"},
-                "u.lan":{"username":"u","password":"p"}},"credsStore":"desktop"}"#,
+                "u.lan":{"username":"u","password":"p","auth":null},"n.lan":null},"credHelpers":null,"credsStore":"desktop"}"#,
         );
         let secret = |host: &str| match file.login(host, "x") {
             Login::Entry(_, credentials) => Some(credentials),
@@ -226,7 +247,7 @@ mod tests {
         assert_eq!(secret("r.lan"), Some(Credentials::of("r.lan", Secret::Registry("t".into()))));
         let plain = Secret::Password { user: "u".into(), password: "p".into() };
         assert_eq!(secret("u.lan"), Some(Credentials::of("u.lan", plain)));
-        assert_eq!(file.login("other.lan", "x"), Login::Helper);
+        assert_eq!(file.login("other.lan", "x"), Login::Helper("credsStore".into()));
         for bad in [
             r#"{"auths":{"a.lan":{"auth":"canary no base64"}}}"#,
             r#"{"auths":{"a.lan":{"password":["canary"]}}}"#,

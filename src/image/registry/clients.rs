@@ -14,6 +14,8 @@ use arc_swap::ArcSwap;
 use reqwest::{Certificate, Client, Identity, redirect};
 
 use crate::image::error::Failure;
+use crate::image::reference::{DOCKER_HUB, DOCKER_HUB_REGISTRY};
+use crate::image::registries::proxy::{Environment, Proxy};
 use crate::image::registries::{Registries, Tls};
 
 /// How long a connection may take to stand, unless `hosts.toml` says otherwise (`dial_timeout`): looking the host's name up,
@@ -27,14 +29,44 @@ const MAX_PEM: u64 = 1024 * 1024;
 /// Hosts remembered; past that, all are forgotten and met anew.
 const MAX_CLIENTS: usize = 256;
 
-/// What a client is made for: host, TLS settings, and how long a connection may take to stand.
-type Key = (String, Tls, Duration);
+/// What a client is made for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    /// `host[:port]` that is connected to.
+    pub host: String,
+    /// `host[:port]` as in the name or the configuration: what its folder of certificates is called.
+    pub named: String,
+    pub tls: Tls,
+    /// How long a connection may take to stand.
+    pub dial: Duration,
+    /// In place of what the environment says.
+    pub proxy: Option<Proxy>,
+}
 
-/// A client, and the file of the certificate that it shows.
+/// A client, and what to tell when it gets no answer.
 #[derive(Debug, Clone)]
 pub(super) struct Made {
     pub client: Client,
+    /// The file of the certificate that it shows.
     pub identity: Option<Arc<Path>>,
+    /// Certificates count: nothing was said that allows less.
+    pub strict: bool,
+    https: Way,
+    http: Way,
+}
+
+/// The proxy on the way, if there is one, or why it cannot be used.
+type Way = Result<Option<Proxy>, String>;
+
+impl Made {
+    /// The proxy on the way by a scheme.
+    ///
+    /// # Errors
+    /// [`Failure::Proxy`]: nothing may be sent.
+    pub(super) fn proxy(&self, scheme: &str) -> Result<Option<&Proxy>, Failure> {
+        let way = if scheme == "https" { &self.https } else { &self.http };
+        way.as_ref().map(Option::as_ref).map_err(|why| Failure::Proxy(why.clone()))
+    }
 }
 
 /// The clients of all hosts met so far.
@@ -42,7 +74,9 @@ pub(super) struct Made {
 pub struct Clients {
     certs_d: ArcSwap<Vec<PathBuf>>,
     registries: ArcSwap<Registries>,
-    made: Mutex<HashMap<Key, Made>>,
+    /// Proxies of the daemon's environment.
+    environment: ArcSwap<Environment>,
+    made: Mutex<HashMap<Wanted, Made>>,
 }
 
 impl Clients {
@@ -52,6 +86,7 @@ impl Clients {
         Self {
             certs_d: ArcSwap::from_pointee(certs_d),
             registries: ArcSwap::from_pointee(registries),
+            environment: ArcSwap::from_pointee(Environment::of_this_process()),
             made: Mutex::default(),
         }
     }
@@ -75,30 +110,55 @@ impl Clients {
         self.registries.load().is_insecure_host(host)
     }
 
+    /// The proxies of the daemon's environment.
+    pub(in crate::image) fn environment(&self) -> Arc<Environment> {
+        self.environment.load_full()
+    }
+
+    /// Takes other proxies than those of this process.
+    #[cfg(test)]
+    pub(in crate::image) fn set_environment(&self, environment: Environment) {
+        self.environment.store(Arc::new(environment));
+        self.locked().clear();
+    }
+
     /// The client for a host. It follows no redirect and retries nothing by itself.
     ///
     /// # Errors
-    /// [`Failure::Tls`] when the host's certificates cannot be used.
-    pub(super) async fn for_host(self: &Arc<Self>, host: &str, tls: &Tls, dial: Duration) -> Result<Made, Failure> {
-        let key = (host.to_owned(), tls.clone(), dial);
-        if let Some(made) = self.locked().get(&key) {
+    /// [`Failure::Tls`] when a certificate of the host cannot be used.
+    pub(super) async fn client(self: &Arc<Self>, wanted: Wanted) -> Result<Made, Failure> {
+        if let Some(made) = self.locked().get(&wanted) {
             return Ok(made.clone());
         }
         // Reads the certificates of the system and of the host.
-        let (clients, wanted) = (self.clone(), key.clone());
-        let made = crate::task::blocking(move || clients.build(&wanted)).await?;
+        let clients = self.clone();
+        let (wanted, made) = crate::task::blocking(move || {
+            let made = clients.build(&wanted);
+            (wanted, made)
+        })
+        .await;
+        let made = made?;
         let mut all = self.locked();
         if all.len() >= MAX_CLIENTS {
             all.clear();
         }
-        Ok(all.entry(key).or_insert(made).clone())
+        Ok(all.entry(wanted).or_insert(made).clone())
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Made>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Wanted, Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn build(&self, (host, tls, dial): &Key) -> Result<Made, Failure> {
+    fn way(&self, wanted: &Wanted, scheme: &str) -> Way {
+        match &wanted.proxy {
+            Some(proxy) => Ok(Some(proxy.clone())),
+            None => self.environment.load().proxy(scheme, &wanted.host).map(Option::<&Proxy>::cloned),
+        }
+    }
+
+    fn build(&self, wanted: &Wanted) -> Result<Made, Failure> {
+        let Wanted { host, named: folder_name, tls, dial, .. } = wanted;
+        let (https, http) = (self.way(wanted, "https"), self.way(wanted, "http"));
         let mut builder = Client::builder()
             .user_agent(concat!("cricket/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -106,7 +166,16 @@ impl Clients {
             .referer(false)
             .connect_timeout(*dial)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_keepalive(Duration::from_secs(30));
+            .tcp_keepalive(Duration::from_secs(30))
+            // Its own reading of the environment has loopback addresses go by a proxy.
+            .no_proxy();
+        let unusable = |_| Failure::Proxy("the HTTP library refuses its URL".to_owned());
+        if let Ok(Some(proxy)) = &https {
+            builder = builder.proxy(reqwest::Proxy::https(proxy.whole()).map_err(unusable)?);
+        }
+        if let Ok(Some(proxy)) = &http {
+            builder = builder.proxy(reqwest::Proxy::http(proxy.whole()).map_err(unusable)?);
+        }
         let named = |path: &Path, error: io::Error| Failure::Tls(format!("{}: {error}", path.display()));
         let mut all = Vec::new();
         // What hosts.toml names counts before what lies in folders.
@@ -117,7 +186,7 @@ impl Clients {
             all.push((cert.clone(), Found::identity(cert, key.as_deref()).map_err(|error| named(cert, error))?));
         }
         for folder in self.certs_d.load().iter() {
-            for name in folder_names(host) {
+            for name in folder_names(folder_name) {
                 let folder = folder.join(name);
                 let found = read_folder(&folder).map_err(|error| named(&folder, error))?;
                 all.push((folder, found));
@@ -147,7 +216,7 @@ impl Clients {
             None => "the TLS library refuses its settings".to_owned(),
         };
         let client = builder.build().map_err(|error| Failure::Tls(refused(error)))?;
-        Ok(Made { client, identity: shown })
+        Ok(Made { client, identity: shown, strict: !tls.unverified, https, http })
     }
 }
 
@@ -174,9 +243,14 @@ impl Found {
     }
 }
 
-/// The names that a host's folder may have: `host:port`, and `host_port_` as containerd also has it.
+/// The names that a host's folder may have: `host:port`, and `host_port_` as containerd also has it. Docker Hub's is that of its
+/// images, as in every tool that has such folders, or that of its registry.
 fn folder_names(host: &str) -> impl Iterator<Item = String> {
-    let other = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
+    let other = match host.rsplit_once(':') {
+        _ if host == DOCKER_HUB => Some(DOCKER_HUB_REGISTRY.to_owned()),
+        Some((name, port)) => Some(format!("{name}_{port}_")),
+        None => None,
+    };
     std::iter::once(host.to_owned()).chain(other)
 }
 
@@ -208,4 +282,20 @@ fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_PEM).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_certificates_may_be_called_as_with_others() {
+        for (host, want) in [
+            ("a.lan", vec!["a.lan"]),
+            ("a.lan:5000", vec!["a.lan:5000", "a.lan_5000_"]),
+            ("docker.io", vec!["docker.io", "registry-1.docker.io"]),
+        ] {
+            assert_eq!(folder_names(host).collect::<Vec<_>>(), want);
+        }
+    }
 }

@@ -27,7 +27,7 @@ impl Session {
             {
                 Ok(answer) => answer,
                 // A registry without the API answers so to its first page, each in its own way.
-                Err(Failure::NotFound | Failure::Status { status: 400..=499 | 501, .. }) if all.is_empty() => {
+                Err(Failure::NotFound(_) | Failure::Status { status: 400..=499 | 501, .. }) if all.is_empty() => {
                     return self.tagged_referrers(digest).await;
                 }
                 Err(failure) => return Err(failure),
@@ -51,7 +51,7 @@ impl Session {
     async fn tagged_referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, Failure> {
         let fetched = match self.manifest(&Version::Tag(format!("sha256-{}", digest.hex()))).await {
             Ok(fetched) => fetched,
-            Err(Failure::NotFound) => return Ok(Vec::new()),
+            Err(Failure::NotFound(_)) => return Ok(Vec::new()),
             Err(failure) => return Err(failure),
         };
         match document::parse(&fetched.bytes, &fetched.media_type)? {

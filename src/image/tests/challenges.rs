@@ -52,7 +52,7 @@ async fn a_challenge_that_comes_again_and_again_is_answered_once() -> anyhow::Re
         ("Basic realm=\"x\"", true, "refuses the credentials", 2, 0),
         ("Negotiate, Basic realm=\"x\", Bearer realm=\"http://HERE/token\"", true, "refuses the credentials", 2, 1),
         ("Negotiate", true, "a kind of login that is not known", 1, 0),
-        ("", true, "a kind of login that is not known", 1, 0),
+        ("", true, "does not say how to log in", 1, 0),
         ("Bearer", true, "its address is not a URL", 1, 0),
     ] {
         let registry = insisting(challenge.to_owned()).await;
@@ -116,6 +116,72 @@ async fn a_token_ends_where_its_cap_is() -> anyhow::Result<()> {
         // Only what passes is tried again.
         assert_eq!(registry.count("/token"), if shown.starts_with("500") { 3 } else { 1 }, "{shown}");
     }
+    Ok(())
+}
+
+/// A token that is good for two requests, of a service that says neither `token` nor how long: the specification wants the
+/// first only of registries of old, and the second of none.
+#[tokio::test]
+async fn a_token_that_runs_out_in_the_middle_of_a_pull_is_fetched_anew() -> anyhow::Result<()> {
+    let image = TestImage::new("short-lived");
+    let (served, uses) = (image.clone(), std::sync::Mutex::new((0, 0, false)));
+    let registry = Registry::start(move |request| {
+        let mut uses = uses.lock().expect("no panic");
+        let (token, used, cut) = &mut *uses;
+        let here = request.header("host").unwrap_or_default();
+        if request.path.starts_with("/token") {
+            (*token, *used) = (*token + 1, 0);
+            return Reply::new(200, format!("{{\"access_token\":\"t{token}\"}}"));
+        }
+        if *used >= 2 || request.header("authorization") != Some(&format!("Bearer t{token}")) {
+            return Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"http://{here}/token\""));
+        }
+        *used += 1;
+        let reply = served.answer(request, "app", &["v1"]);
+        // The first answer with a layer breaks: what is left of it is asked for under another token.
+        if request.path.ends_with(&served.blob(1)) && !std::mem::replace(cut, true) {
+            return Reply { cut: Some((100_000, crate::image::tests::server::Then::Close)), ..reply };
+        }
+        reply
+    })
+    .await;
+    let room = Room::trusting(&[&registry]).await?;
+    assert_eq!(room.pull(&registry.name("app:v1")).await?.id, image.id());
+    assert!(registry.count("/token") >= 2, "{:?}", registry.seen());
+    let asked = registry.headers("range");
+    assert!(!asked.is_empty() && asked.iter().all(|range| range != "bytes=0-"), "{asked:?}");
+    Ok(())
+}
+
+/// `Retry-After` counts for token services as well: what is too long is not waited for, and nobody is asked before.
+#[tokio::test]
+async fn a_token_service_is_not_asked_before_it_wants_to_be() -> anyhow::Result<()> {
+    for (wait, asked, want) in [("3600", 1, "it asks to wait 3600 s"), ("0", 3, "HTTP 429")] {
+        let registry = Registry::start(move |request| {
+            let here = request.header("host").unwrap_or_default();
+            match request.path.starts_with("/token") {
+                true => Reply::new(429, "").with("retry-after", wait),
+                false => Reply::new(401, "").with("www-authenticate", format!("Bearer realm=\"http://{here}/token\"")),
+            }
+        })
+        .await;
+        let room = Room::trusting(&[&registry]).await?;
+        let error = refused(&room, &registry, Some(login())).await;
+        assert!(error.starts_with("RegistryUnavailable: ") && error.contains(want), "{error}");
+        assert_eq!(registry.count("/token"), asked);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_service_that_cannot_be_reached_is_named() -> anyhow::Result<()> {
+    let closed = { Registry::start(|_| Reply::new(200, "")).await.host() };
+    let realm = format!("Bearer realm=\"http://{closed}/token\"");
+    let registry = serving(move |_| Reply::new(401, "").with("www-authenticate", realm.clone())).await;
+    let room = Room::trusting(&[&registry]).await?;
+    let error = refused(&room, &registry, None).await;
+    let want = format!("{}: its token service {closed}: no connection", registry.host());
+    assert!(error.starts_with("RegistryUnavailable: ") && error.contains(&want), "{error}");
     Ok(())
 }
 

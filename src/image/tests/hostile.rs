@@ -45,7 +45,9 @@ const CASES: &[(&str, &str, Change)] = &[
     ("it asks to wait 3600 s", UNAVAILABLE, |r, _| {
         on(r, "/manifests/", Reply::new(429, "").with("retry-after", "3600"))
     }),
-    ("access denied (DENIED)", "", |r, _| on(r, "/manifests/", Reply::new(403, r#"{"errors":[{"code":"DENIED"}]}"#))),
+    ("access denied (HTTP 403, DENIED)", "", |r, _| {
+        on(r, "/manifests/", Reply::new(403, r#"{"errors":[{"code":"DENIED"}]}"#))
+    }),
     ("HTTP 418", "", |r, _| on(r, "/manifests/", Reply::new(418, ""))),
     ("larger than 4194304 bytes", "", |r, _| manifest(r, vec![b' '; MAX_MANIFEST + 1], OCI_MANIFEST)),
     ("larger than 4194304 bytes", "", |r, _| {
@@ -315,5 +317,38 @@ async fn a_config_larger_than_the_cap_is_not_even_asked_for() -> anyhow::Result<
     let error = room.refused(&registry.name("app:v1")).await;
     assert!(error.contains("the image config is larger"), "{error}");
     assert_eq!(registry.count("/blobs/"), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cheap_question_that_is_answered_otherwise_decides_nothing() -> anyhow::Result<()> {
+    for status in [401, 403, 404, 405, 501] {
+        let (registry, image) = changed(move |r, _| (r.method == "HEAD").then(|| Reply::new(status, ""))).await;
+        let room = Room::trusting(&[&registry]).await?;
+        for _ in 0..2 {
+            assert_eq!(room.pull(&registry.name("app:v1")).await?.id, image.id(), "{status}");
+        }
+        // What a server says of itself may pass, and is asked again.
+        let asked = if status < 500 { 1 } else { 3 };
+        assert_eq!((registry.count("HEAD "), registry.count("GET /v2/app/manifests/")), (asked, 2), "{status}");
+        // What is refused by the real one as well, is refused.
+        let (registry, _) =
+            changed(move |r, _| on(r, "/manifests/", Reply::new(status, "")).filter(|_| r.number > 3)).await;
+        let room = Room::trusting(&[&registry]).await?;
+        room.pull(&registry.name("app:v1")).await?;
+        let error = room.refused(&registry.name("app:v1")).await;
+        assert!(error.contains(&format!("HTTP {status}")), "{error}");
+    }
+    Ok(())
+}
+
+/// A server may pack what it sends unless it is told not to, and what is stored packed may be called so.
+#[tokio::test]
+async fn content_comes_as_it_is_stored() -> anyhow::Result<()> {
+    let (registry, image) =
+        changed(|r, i| on(r, &i.blob(1), i.answer(r, "app", &[]).with("content-encoding", "gzip"))).await;
+    let room = Room::trusting(&[&registry]).await?;
+    assert_eq!(room.pull(&registry.name("app:v1")).await?.id, image.id());
+    assert_eq!(registry.headers("accept-encoding"), vec!["identity"; registry.seen().len()]);
     Ok(())
 }

@@ -30,7 +30,7 @@ fn command(program: &str, args: &[&str], timeout: u64) -> Exec {
     }
 }
 
-async fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+pub(super) async fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
     let output = exec::run(command(program, args, 60)).await?;
     anyhow::ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
