@@ -69,7 +69,7 @@ use self::reference::Reference;
 use self::registry::Patience;
 use self::registry::auth::Credentials;
 use self::rules::Rules;
-use self::table::Table;
+use self::table::{Addition, Table};
 use crate::config::Image as ImageSettings;
 use crate::storage::Digest;
 use crate::sys::host;
@@ -237,10 +237,13 @@ impl Images {
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         let Some(record) = self.find(reference)? else { return Ok(()) };
         let inner = self.0.clone();
-        task::blocking(move || inner.table.remove(&record.id)).await?;
-        let inner = self.0.clone();
-        task::spawn("image-collect", task::blocking(move || inner.collect()));
-        Ok(())
+        // All of it in one piece, which a caller who hangs up does not cut short.
+        task::blocking(move || {
+            let removed = inner.table.remove(&record.id);
+            task::spawn("image-collect", task::blocking(move || inner.collect()));
+            removed
+        })
+        .await
     }
 
     /// Sentences about files of registries, policies and certificates that cannot be used as they are now.
@@ -335,6 +338,18 @@ impl Inner {
         }
         drop(guard);
         self.measure();
+    }
+
+    /// Adds an image whose layers this lease held until now, or frees those that were brought for it. Blocks.
+    fn add(self: &Arc<Self>, addition: Addition, lease: Lease) -> Result<Arc<ImageRecord>, ImageError> {
+        let added = self.table.add(addition);
+        if added.is_ok() {
+            self.release(lease);
+        } else {
+            drop(lease);
+            self.collect();
+        }
+        added
     }
 
     /// Gives a lease back whose layers are in the table by now. Blocks while the collector runs: it may have looked at the

@@ -29,7 +29,7 @@ impl Blobs {
             .create(&folder)
             .map_err(|source| ImageError::disk(&folder, "the folder cannot be made", source))?;
         let blobs = Self { folder };
-        blobs.sweep(|name| name.starts_with(TEMPORARY))?;
+        blobs.sweep(|name| name.starts_with(TEMPORARY));
         Ok(blobs)
     }
 
@@ -44,6 +44,10 @@ impl Blobs {
             let temporary = self.folder.join(format!("{TEMPORARY}{}", digest.hex()));
             write_durably(&temporary, bytes)
                 .and_then(|()| fs::rename(&temporary, &path))
+                .inspect_err(|_| {
+                    // On a full disk every block counts.
+                    let _ = fs::remove_file(&temporary);
+                })
                 .map_err(|source| ImageError::disk(&path, "the document cannot be written", source))?;
             wrote = true;
         }
@@ -79,10 +83,10 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes all but some documents.
-    pub(super) fn retain(&self, keep: &HashSet<&Digest>) -> Result<(), ImageError> {
+    /// Removes all but some documents. What cannot be removed is told of and stays.
+    pub(super) fn retain(&self, keep: &HashSet<&Digest>) {
         let names: HashSet<&str> = keep.iter().map(|digest| digest.hex()).collect();
-        self.sweep(|name| !names.contains(name))
+        self.sweep(|name| !names.contains(name));
     }
 
     /// Room taken by all documents.
@@ -97,15 +101,26 @@ impl Blobs {
         usage
     }
 
-    fn sweep(&self, doomed: impl Fn(&str) -> bool) -> Result<(), ImageError> {
-        let failed = |source| ImageError::disk(&self.folder, "the folder cannot be swept", source);
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name().to_str().is_none_or(&doomed) {
-                fs::remove_file(entry.path()).map_err(failed)?;
+    fn sweep(&self, doomed: impl Fn(&str) -> bool) {
+        let told = |path: &Path, error: &io::Error| {
+            tracing::warn!(path = %path.display(), %error, "what no image needs cannot be removed");
+        };
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) => return told(&self.folder, &error),
+        };
+        for entry in entries {
+            match entry {
+                Ok(entry) if entry.file_name().to_str().is_none_or(&doomed) => {
+                    if let Err(error) = fs::remove_file(entry.path()) {
+                        told(&entry.path(), &error);
+                    }
+                }
+                Ok(_) => {}
+                // The same again would follow.
+                Err(error) => return told(&self.folder, &error),
             }
         }
-        Ok(())
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {

@@ -71,8 +71,11 @@ impl Copies {
     fn replace(&self, path: &Path, value: &[u8]) -> io::Result<()> {
         let temporary = self.folder.join(TEMPORARY);
         let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
-        options.open(&temporary)?.write_all(value)?;
-        fs::rename(&temporary, path)
+        let written = options.open(&temporary).and_then(|mut file| file.write_all(value));
+        written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
+            // On a full disk every block counts.
+            let _ = fs::remove_file(&temporary);
+        })
     }
 
     /// Removes a copy; one that is gone already is as good.

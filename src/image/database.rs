@@ -1,18 +1,14 @@
 //! Image records on disk: one redb table from id to record.
 //!
 //! Every commit is durable before it returns. A file that cannot be read is set aside under another name and a new one is
-//! begun with the records of which a copy is left ([`Copies`]): a node that does not start would be worse. All methods block.
+//! begun with the records of which a copy is left ([`Copies`]): a node that does not start would be worse. A write that
+//! failed, on a full disk say, is the end of no more than that write: the next one opens the file anew. All methods block.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::backends::FileBackend;
-use redb::{Builder, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-
+use redb::{ReadableTable, TableDefinition};
 use sha2::{Digest as _, Sha256};
 
 use super::copies::Copies;
@@ -20,19 +16,20 @@ use super::error::ImageError;
 use super::record::StoredRecord;
 use crate::storage::Digest;
 
+mod file;
+
 /// The number is the version of the format.
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images-1");
 /// Facts about the file itself.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta-1");
-/// Starts that may end while reading the file before it is set aside. One may be a kill or a power cut at the wrong time.
-const MAX_CRASHES: u32 = 2;
-/// Page cache: the table is a few hundred KiB on a full node.
-const CACHE: usize = 1024 * 1024;
+
+/// Every record there is.
+pub(super) type Records = BTreeMap<Digest, StoredRecord>;
 
 /// What the file held.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    pub records: BTreeMap<Digest, StoredRecord>,
+    pub records: Records,
     /// Keys of records that cannot be read.
     pub unreadable: Vec<String>,
     /// What was wrong with a file that was set aside.
@@ -45,49 +42,27 @@ pub(super) struct Loaded {
     generation: u64,
 }
 
-/// The open file.
+/// The file, open as long as every write to it went well.
 #[derive(Debug)]
 pub(super) struct Database {
     path: PathBuf,
-    file: redb::Database,
+    /// `None` after a write that failed: the library takes no more of them then.
+    file: Mutex<Option<redb::Database>>,
     copies: Copies,
 }
 
 impl Database {
-    /// Opens or makes the file and reads it.
+    /// Opens or makes the file and reads it. A disk that is full is no error: what is there can be read, and the next write
+    /// finds out whether there is room by then.
+    ///
+    /// # Errors
+    /// [`ImageError::Database`] and [`ImageError::Disk`], also when another daemon has the file open.
     pub(super) fn open(root: &Path) -> Result<(Self, Loaded), ImageError> {
         let path = root.join("db.redb");
-        let make = || Self::make(&path).map_err(|error| failed(&path, "cannot be made", error));
-        let (database, mut found) = if path.symlink_metadata().is_err() {
-            make()?
-        } else {
-            match Self::guarded(&path)? {
-                Ok(opened) => opened,
-                Err(reason) => {
-                    let aside = set_aside(&path)?;
-                    let note =
-                        format!("{}: cannot be read ({reason}); set aside as {}", path.display(), aside.display());
-                    let (database, found) = make()?;
-                    (database, Loaded { note: Some(note), ..found })
-                }
-            }
-        };
+        let (file, mut found) = file::open(&path)?;
+        let database = Self { path, file: Mutex::new(file), copies: Copies::open(root) };
         database.recall(&mut found)?;
         Ok((database, found))
-    }
-
-    /// Makes a file that has its name only when it is whole: the library writes what tells a database from another file
-    /// last, and a power cut before that would leave one that is damaged.
-    fn make(path: &Path) -> Result<(Self, Loaded), redb::Error> {
-        let new = path.with_extension("redb.new");
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let (made, found) = Self::read(&new)?;
-        std::fs::rename(&new, path)?;
-        std::fs::File::open(path.parent().unwrap_or(path))?.sync_all()?;
-        Ok((Self { path: path.to_owned(), ..made }, Loaded { doubtful: true, ..found }))
     }
 
     /// Takes from the copies what the file has lost, and brings them up to date.
@@ -106,84 +81,44 @@ impl Database {
         if back.is_empty() {
             self.copies.set_generation(found.generation);
         } else {
-            self.commit(&back, &[])?;
+            match self.commit(&back, &[], || found.records.clone()) {
+                // The next write finds them missing.
+                Err(ImageError::Database { source, .. }) if file::is_full(&source) => {}
+                done => done?,
+            }
             found.unreadable.retain(|key| back.iter().all(|(id, _)| id.as_str() != key));
             found.recalled = back.len();
             found.records.extend(back);
         }
-        let copy = |(id, record): (&Digest, &StoredRecord)| (id.hex().to_owned(), encode(id.as_str(), record));
-        self.copies.settle(&found.records.iter().map(copy).collect());
+        self.copies.settle(&copied(&found.records));
         Ok(())
     }
 
-    /// Reads the file so that no damage in it ends the daemon for good. The library panics on some kinds of damage: that
-    /// is caught where panics unwind; where they abort, a count beside the file tells the next start. The inner error is
-    /// why the file must be set aside.
-    fn guarded(path: &Path) -> Result<Result<(Self, Loaded), String>, ImageError> {
-        let count = path.with_extension("opening");
-        let crashes =
-            std::fs::read_to_string(&count).ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
-        if crashes >= MAX_CRASHES {
-            forget(&count)?;
-            return Ok(Err(format!("the daemon ended {crashes} times while reading it")));
-        }
-        match std::fs::write(&count, (crashes + 1).to_string()) {
-            Ok(()) => {}
-            // A node whose disk is full must come up all the same, to stop and remove what fills it.
-            Err(source) if source.kind() == std::io::ErrorKind::StorageFull => {}
-            Err(source) => return Err(ImageError::disk(&count, "cannot be written", source)),
-        }
-        let opened = std::panic::catch_unwind(|| Self::read(path));
-        forget(&count)?;
-        match opened {
-            Ok(Ok(opened)) => Ok(Ok(opened)),
-            Ok(Err(error)) if is_broken(&error) => Ok(Err(error.to_string())),
-            Ok(Err(error)) => Err(failed(path, "cannot be opened", error)),
-            Err(_) => Ok(Err("its content makes no sense".to_owned())),
-        }
-    }
-
-    fn read(path: &Path) -> Result<(Self, Loaded), redb::Error> {
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let backend = FileBackend::new(options.open(path)?)?;
-        let mut file = Builder::new().set_cache_size(CACHE).create_with_backend(backend)?;
-        // Compares every page with its checksum, which a plain open does not. The file is small.
-        let whole = file.check_integrity()?;
-        let mut found = Loaded { doubtful: !whole, ..Loaded::default() };
-        let read = file.begin_read()?;
-        match read.open_table(IMAGES) {
-            Ok(table) => {
-                for row in table.iter()? {
-                    let (key, value) = row?;
-                    match (key.value().parse::<Digest>(), decode(key.value(), value.value())) {
-                        (Ok(id), Some(record)) => {
-                            found.records.insert(id, record);
-                        }
-                        _ => found.unreadable.push(key.value().to_owned()),
-                    }
-                }
-            }
-            Err(redb::TableError::TableDoesNotExist(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-        drop(read);
-        // A write at once, so that damage to the free list shows here and not under the first pull.
-        let mut write = file.begin_write()?;
-        write.set_quick_repair(true);
-        {
-            let mut meta = write.open_table(META)?;
-            meta.insert("opened-by", env!("CARGO_PKG_VERSION"))?;
-            found.generation = generation(&meta)?;
-        }
-        write.commit()?;
-        let copies = Copies::open(path.parent().unwrap_or(path));
-        Ok((Self { path: path.to_owned(), file, copies }, found))
-    }
-
-    /// Writes and removes records in one durable step.
-    pub(super) fn commit(&self, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<(), ImageError> {
-        let generation =
-            self.try_commit(put, remove).map_err(|error| failed(&self.path, "cannot be written", error))?;
+    /// Writes and removes records in one durable step. `known` gives all records as they were before it: after a write that
+    /// failed nobody knows what of it is in the file, which is then made to say just this.
+    ///
+    /// # Errors
+    /// [`ImageError::Database`]; whether the step was done is not known then, until the next one that is.
+    pub(super) fn commit(
+        &self,
+        put: &[(Digest, StoredRecord)],
+        remove: &[String],
+        known: impl FnOnce() -> Records,
+    ) -> Result<(), ImageError> {
+        let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = held.take() else {
+            let mut wanted = known();
+            wanted.extend(put.iter().cloned());
+            wanted.retain(|id, _| !remove.iter().any(|gone| gone == id.as_str()));
+            let (file, generation) = self.again(&wanted)?;
+            *held = Some(file);
+            self.copies.settle(&copied(&wanted));
+            self.copies.set_generation(generation);
+            return Ok(());
+        };
+        // On an error it is closed.
+        let generation = write(&file, put, remove).map_err(|error| failed(&self.path, "cannot be written", error))?;
+        *held = Some(file);
         for (id, record) in put {
             self.copies.put(id.hex(), &encode(id.as_str(), record));
         }
@@ -194,32 +129,53 @@ impl Database {
         Ok(())
     }
 
-    fn try_commit(&self, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<u64, redb::Error> {
-        let mut write = self.file.begin_write()?;
-        // Saves the scan of the whole file after a crash, for some hundred microseconds a commit.
-        write.set_quick_repair(true);
-        {
-            let mut table = write.open_table(IMAGES)?;
-            for (id, record) in put {
-                table.insert(id.as_str(), encode(id.as_str(), record).as_slice())?;
-            }
-            for id in remove {
-                table.remove(id.as_str())?;
-            }
+    /// Opens the file anew and makes it hold these records and no others.
+    fn again(&self, wanted: &Records) -> Result<(redb::Database, u64), ImageError> {
+        let (file, found) = file::open(&self.path)?;
+        if let Some(note) = found.note {
+            tracing::warn!("{note}");
         }
-        let next = {
-            let mut meta = write.open_table(META)?;
-            let next = generation(&meta)?.saturating_add(1);
-            meta.insert("generation", next.to_string().as_str())?;
-            next
-        };
-        write.commit()?;
-        Ok(next)
+        let file = file.ok_or_else(|| failed(&self.path, "cannot be written", file::full()))?;
+        let differs = |(id, record): &(&Digest, &StoredRecord)| found.records.get(*id) != Some(*record);
+        let put: Vec<_> = wanted.iter().filter(differs).map(|(id, record)| (id.clone(), record.clone())).collect();
+        let stale = found.records.keys().filter(|id| !wanted.contains_key(*id)).map(Digest::to_string);
+        let remove: Vec<String> = stale.chain(found.unreadable).collect();
+        let generation = write(&file, &put, &remove).map_err(|error| failed(&self.path, "cannot be written", error))?;
+        Ok((file, generation))
     }
 }
 
-fn generation(meta: &redb::Table<'_, &'static str, &'static str>) -> Result<u64, redb::Error> {
+/// One durable transaction; gives its number.
+fn write(file: &redb::Database, put: &[(Digest, StoredRecord)], remove: &[String]) -> Result<u64, redb::Error> {
+    let mut write = file.begin_write()?;
+    // Saves the scan of the whole file after a crash, for some hundred microseconds a commit.
+    write.set_quick_repair(true);
+    {
+        let mut table = write.open_table(IMAGES)?;
+        for id in remove {
+            table.remove(id.as_str())?;
+        }
+        for (id, record) in put {
+            table.insert(id.as_str(), encode(id.as_str(), record).as_slice())?;
+        }
+    }
+    let next = {
+        let mut meta = write.open_table(META)?;
+        let next = generation(&meta)?.saturating_add(1);
+        meta.insert("generation", next.to_string().as_str())?;
+        next
+    };
+    write.commit()?;
+    Ok(next)
+}
+
+fn generation(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<u64, redb::Error> {
     Ok(meta.get("generation")?.and_then(|text| text.value().parse().ok()).unwrap_or(0))
+}
+
+/// The copies of some records, by the hex digits of their ids.
+fn copied(records: &Records) -> BTreeMap<String, Vec<u8>> {
+    records.iter().map(|(id, record)| (id.hex().to_owned(), encode(id.as_str(), record))).collect()
 }
 
 /// A record's value: the SHA-256 of key and JSON, then the JSON. Damage that slips through the library's own
@@ -242,151 +198,5 @@ fn failed(path: &Path, doing: &'static str, source: redb::Error) -> ImageError {
     ImageError::Database { path: path.to_owned(), doing, source: Arc::new(source) }
 }
 
-/// The file's content is at fault, not the disk, the permissions or another daemon that has it open.
-fn is_broken(error: &redb::Error) -> bool {
-    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    match error {
-        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => false,
-        redb::Error::Io(error) => matches!(error.kind(), InvalidData | UnexpectedEof | InvalidInput),
-        _ => true,
-    }
-}
-
-fn forget(count: &Path) -> Result<(), ImageError> {
-    match std::fs::remove_file(count) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(ImageError::disk(count, "cannot be removed", source))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn set_aside(path: &Path) -> Result<PathBuf, ImageError> {
-    for n in 0..1000 {
-        let aside = path.with_extension(format!("redb.broken-{n}"));
-        if aside.symlink_metadata().is_ok() {
-            continue;
-        }
-        std::fs::rename(path, &aside).map_err(|source| ImageError::disk(path, "cannot be set aside", source))?;
-        return Ok(aside);
-    }
-    Err(ImageError::disk(path, "cannot be set aside", io::Error::from(io::ErrorKind::AlreadyExists)))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::tests::builder::Seeded;
-    use std::collections::BTreeSet;
-
-    fn record(n: u8) -> (Digest, StoredRecord) {
-        let record = StoredRecord {
-            manifest: Digest::of(&[n]),
-            documents: BTreeSet::from([Digest::of(&[n, 1])]),
-            chain: vec![Digest::of(&[n, 2])],
-            repo_tags: BTreeSet::from([format!("registry.example/app:v{n}")]),
-            repo_digests: BTreeSet::new(),
-            size: u64::from(n),
-        };
-        (Digest::of(&[n, 3]), record)
-    }
-
-    #[test]
-    fn no_damage_to_the_file_stops_the_daemon() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("db.redb");
-        let (database, _) = Database::open(dir.path())?;
-        for n in 0..40 {
-            database.commit(&[record(n)], &[])?;
-        }
-        drop(database);
-        let (database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.len(), found.unreadable.len(), found.note), (40, 0, None));
-        drop(database);
-        let whole = std::fs::read(&path)?;
-        for bytes in damaged(&whole) {
-            std::fs::write(&path, &bytes)?;
-            let (database, found) = Database::open(dir.path())?;
-            // Whatever the file has lost, the copies have.
-            for n in 0..40 {
-                let (id, stored) = record(n);
-                assert_eq!(found.records.get(&id), Some(&stored), "{:?}", found.note);
-            }
-            assert!(found.records.len() <= 41 && found.unreadable.is_empty());
-            database.commit(&[record(50)], &[])?;
-        }
-        Ok(())
-    }
-
-    /// The file cut off, with single bits turned, with whole pages of noise, and with random bytes at random places.
-    fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
-        let mut random = Seeded(40);
-        let mut damaged: Vec<Vec<u8>> = vec![Vec::new(), whole[..whole.len() - 1].to_vec()];
-        for page in (0..whole.len()).step_by(4096) {
-            damaged.push(whole[..page].to_vec());
-            let mut noise = whole.to_vec();
-            let end = (page + 4096).min(whole.len());
-            noise[page..end].fill_with(|| random.next().to_le_bytes()[0]);
-            damaged.push(noise);
-        }
-        for at in (0..whole.len()).step_by(whole.len() / 100).chain(0..300) {
-            let mut bytes = whole.to_vec();
-            bytes[at] ^= 0x5a;
-            damaged.push(bytes);
-        }
-        for _ in 0..200 {
-            let mut bytes = whole.to_vec();
-            for _ in 0..=random.below(40) {
-                let at = usize::try_from(random.below(whole.len() as u64)).expect("an index");
-                bytes[at] = random.next().to_le_bytes()[0];
-            }
-            damaged.push(bytes);
-        }
-        damaged
-    }
-
-    #[test]
-    fn copies_are_asked_only_when_the_file_is_at_fault() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (database, _) = Database::open(dir.path())?;
-        database.commit(&[record(1), record(2)], &[])?;
-        let folder = dir.path().join("records");
-        let kept = std::fs::read(folder.join(record(2).0.hex()))?;
-        database.commit(&[], &[record(2).0.to_string()])?;
-        assert_eq!(std::fs::read_dir(&folder)?.count(), 1);
-        drop(database);
-        // A copy that a power cut brought back, one that is half written, and one that is missing.
-        std::fs::write(folder.join(record(2).0.hex()), &kept)?;
-        std::fs::write(folder.join(record(3).0.hex()), &kept[..kept.len() / 2])?;
-        std::fs::remove_file(folder.join(record(1).0.hex()))?;
-        let (database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.into_keys().collect::<Vec<_>>(), found.recalled), (vec![record(1).0], 0));
-        assert_eq!(std::fs::read_dir(&folder)?.count(), 1);
-        drop(database);
-        // Half a copy, and one under the name of another, are none.
-        std::fs::write(folder.join(record(3).0.hex()), &kept[..kept.len() / 2])?;
-        std::fs::write(folder.join(record(4).0.hex()), &kept)?;
-        std::fs::write(dir.path().join("db.redb"), "no database")?;
-        let (_database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.into_keys().collect::<Vec<_>>(), found.recalled), (vec![record(1).0], 1));
-        assert!(found.note.is_some());
-        Ok(())
-    }
-
-    #[test]
-    fn a_file_that_ends_the_daemon_is_set_aside() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (database, _) = Database::open(dir.path())?;
-        database.commit(&[record(1)], &[])?;
-        drop(database);
-        std::fs::write(dir.path().join("db.opening"), "1")?;
-        let (database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.len(), found.note), (1, None));
-        drop(database);
-        std::fs::write(dir.path().join("db.opening"), "2")?;
-        let (_database, found) = Database::open(dir.path())?;
-        assert_eq!((found.records.len(), found.recalled, found.note.is_some()), (1, 1, true));
-        assert!(!dir.path().join("db.opening").exists());
-        Ok(())
-    }
-}
+mod tests;

@@ -5,6 +5,8 @@
 
 mod archive;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +43,8 @@ pub(super) fn run(
     name: Option<&Reference>,
 ) -> Result<Vec<Arc<ImageRecord>>, ImageError> {
     let source = Source::open(path, &inner.root)?;
-    let job = Job { inner, path, source, host: inner.settings.load().platform.clone() };
+    let host = inner.settings.load().platform.clone();
+    let job = Job { inner, path, source, host, hashes: RefCell::default() };
     if job.source.find("index.json")?.is_some() {
         job.layout(name)
     } else if job.source.find("manifest.json")?.is_some() {
@@ -56,6 +59,7 @@ struct Job<'a> {
     path: &'a Path,
     source: Source,
     host: Platform,
+    hashes: RefCell<HashMap<String, (u64, Digest)>>,
 }
 
 /// An image whose documents are read and checked.
@@ -81,7 +85,9 @@ struct DockerEntry {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    /// Go writes an empty list as `null`.
+    #[serde(default)]
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -158,11 +164,10 @@ impl Job<'_> {
         let config = self.read(&entry.config, "the image config", MAX_CONFIG)?;
         let file = config::parse(&config).map_err(|error| self.content(error))?;
         let described = |media_type: &'static str, size, digest| DockerDescriptor { media_type, size, digest };
+        let places = entry.layers.clone().unwrap_or_default();
         let mut layers = Vec::new();
-        for place in entry.layers.iter().take(document::MAX_LAYERS + 1) {
-            let entry = self.entry(place)?;
-            let size = entry.size();
-            let digest = hash(entry).map_err(|error| self.broken(place, error))?;
+        for place in places.iter().take(document::MAX_LAYERS + 1) {
+            let (size, digest) = self.hashed(place)?;
             layers.push(described("application/vnd.docker.image.rootfs.diff.tar", size, digest));
         }
         let size = u64::try_from(config.len()).unwrap_or(u64::MAX);
@@ -182,15 +187,7 @@ impl Job<'_> {
             Some(name) => name.tagged().into_iter().collect(),
             None => entry.repo_tags.iter().flatten().take(MAX_IMAGES).filter_map(|tag| full_tag(tag)).collect(),
         };
-        Ok(Ready {
-            manifest: Digest::of(&manifest),
-            documents: vec![manifest],
-            config,
-            file,
-            plan,
-            places: entry.layers.clone(),
-            tags,
-        })
+        Ok(Ready { manifest: Digest::of(&manifest), documents: vec![manifest], config, file, plan, places, tags })
     }
 
     /// Layers durable, then the record, as for a pull.
@@ -208,7 +205,7 @@ impl Job<'_> {
             store.commit(staged).map_err(|source| ImageError::Commit { reference: self.shown(), source })?;
         }
         let mut tags = image.tags.into_iter();
-        let record = self.inner.table.add(Addition {
+        let addition = Addition {
             config: image.config,
             file: image.file,
             manifest: image.manifest,
@@ -217,8 +214,8 @@ impl Job<'_> {
             chain,
             tag: tags.next(),
             digested: None,
-        })?;
-        self.inner.release(lease);
+        };
+        let record = self.inner.add(addition, lease)?;
         tags.try_fold(record, |record, tag| {
             Ok(self.inner.table.add_name(&record.id, Some(tag), None)?.unwrap_or(record))
         })
@@ -244,6 +241,18 @@ impl Job<'_> {
             return Err(self.content(ContentError::Digest { what: "the layer", want: layer.digest.clone(), got }));
         }
         Ok(staged)
+    }
+
+    /// Size and digest of a file of the archive, read once however many images have it.
+    fn hashed(&self, place: &str) -> Result<(u64, Digest), ImageError> {
+        if let Some(known) = self.hashes.borrow().get(place) {
+            return Ok(known.clone());
+        }
+        let entry = self.entry(place)?;
+        let size = entry.size();
+        let digest = hash(entry).map_err(|error| self.broken(place, error))?;
+        self.hashes.borrow_mut().insert(place.to_owned(), (size, digest.clone()));
+        Ok((size, digest))
     }
 
     fn blob(&self, descriptor: &Descriptor, what: &'static str, cap: usize) -> Result<Vec<u8>, ImageError> {

@@ -152,9 +152,9 @@ async fn fetch_layers(
         };
         let mut waiter = join();
         let mut result = waiter.wait().await;
-        if !waiter.started && !matches!(result, Some(Ok(_))) {
-            // Another pull's credentials or registry failed; that says nothing about ours.
-            drop(waiter);
+        // Another pull's credentials or registry failed; that says nothing about ours. One of those who waited goes next.
+        while !waiter.started && !matches!(result, Some(Ok(_))) {
+            waiter.retire();
             waiter = join();
             result = waiter.wait().await;
         }
@@ -203,8 +203,7 @@ async fn commit(inner: Arc<Inner>, commit: Commit) -> Result<Arc<ImageRecord>, I
     committed.map_err(|source| ImageError::Commit { reference: name.clone(), source })?;
     task::blocking(move || {
         addition.layers_size = on_disk(inner.layers.as_ref(), &addition.chain);
-        let record = inner.table.add(addition);
-        inner.release(lease);
+        let record = inner.add(addition, lease);
         let took = began.elapsed();
         tracing::debug!(
             image = name,

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use super::artifact;
 use super::blobs::Blobs;
 use super::config::{self, ConfigFile};
-use super::database::{Database, Loaded};
+use super::database::{Database, Loaded, Records};
 use super::error::ImageError;
 use super::layers::{LayerStore, Usage};
 use super::pins::Pins;
@@ -79,12 +79,16 @@ impl Table {
                 }
             }
         }
-        if !doomed.is_empty() {
-            database.commit(&[], &doomed)?;
+        let known = || by_id.iter().map(|(id, record)| (id.clone(), store(record))).collect();
+        if !doomed.is_empty()
+            && let Err(error) = database.commit(&[], &doomed, known)
+        {
+            // The next write finds them there, and the next start as they are now.
+            notes.push(format!("{error}; what was dropped is not off the disk"));
         }
         let keep: HashSet<&Digest> =
             by_id.iter().flat_map(|(id, record)| record.documents.iter().chain([id])).collect();
-        blobs.retain(&keep)?;
+        blobs.retain(&keep);
         for record in by_id.values_mut() {
             record.pinned = pins.hold(record);
         }
@@ -108,9 +112,29 @@ impl Table {
         let id = Digest::of(&addition.config);
         let digests: Vec<Digest> = addition.documents.iter().map(|bytes| Digest::of(bytes)).collect();
         let documents = digests.iter().zip(addition.documents.iter().map(Vec::as_slice));
-        self.blobs.put(documents.chain([(&id, addition.config.as_slice())]))?;
+        let kept = self.blobs.put(documents.chain([(&id, addition.config.as_slice())]));
+        let added = kept.and_then(|()| self.record(&id, &digests, addition, &pins));
+        if added.is_err() {
+            // Those that came for it; nobody else counts on them before the lock is given back.
+            let snapshot = self.snapshot();
+            let unused = |digest: &&Digest| !snapshot.needs(digest);
+            if let Err(error) = self.blobs.remove(digests.iter().chain([&id]).filter(unused)) {
+                tracing::warn!(%error, "a document of an image that was not recorded stays until the next start");
+            }
+        }
+        added
+    }
+
+    /// Adds the record of an image whose documents are durable.
+    fn record(
+        &self,
+        id: &Digest,
+        digests: &[Digest],
+        addition: Addition,
+        pins: &Pins,
+    ) -> Result<Arc<ImageRecord>, ImageError> {
         let mut by_id = self.snapshot().by_id.clone();
-        let config_size = if digests.contains(&id) { 0 } else { addition.config.len() };
+        let config_size = if digests.contains(id) { 0 } else { addition.config.len() };
         let documents_size: usize = addition.documents.iter().map(Vec::len).sum::<usize>() + config_size;
         let fresh = ImageRecord {
             id: id.clone(),
@@ -126,9 +150,9 @@ impl Table {
             os: addition.file.platform.os,
             created: addition.file.created,
         };
-        let mut record = by_id.get(&id).map_or(fresh, |known| known.as_ref().clone());
-        record.documents.extend(digests);
-        self.name(&mut by_id, record, addition.tag, addition.digested, &pins)
+        let mut record = by_id.get(id).map_or(fresh, |known| known.as_ref().clone());
+        record.documents.extend(digests.iter().cloned());
+        self.name(&mut by_id, record, addition.tag, addition.digested, pins)
     }
 
     /// Gives a known image another name. `None` when the image is gone.
@@ -174,7 +198,7 @@ impl Table {
         record.pinned = pins.hold(&record);
         let record = Arc::new(record);
         changed.push((record.id.clone(), store(&record)));
-        self.database.commit(&changed, &[])?;
+        self.database.commit(&changed, &[], || self.snapshot().records())?;
         by_id.insert(record.id.clone(), record.clone());
         self.published.store(Arc::new(Snapshot::of(std::mem::take(by_id))));
         Ok(record)
@@ -185,12 +209,12 @@ impl Table {
         let _writer = self.lock();
         let mut by_id = self.snapshot().by_id.clone();
         let Some(gone) = by_id.remove(id) else { return Ok(()) };
-        self.database.commit(&[], &[id.to_string()])?;
+        self.database.commit(&[], &[id.to_string()], || self.snapshot().records())?;
         let snapshot = Arc::new(Snapshot::of(by_id));
         self.published.store(snapshot.clone());
         // Still under the lock, so that no pull can count on a document that is about to go.
-        let unused = |digest: &&Digest| !snapshot.by_document.contains_key(*digest);
-        self.blobs.remove(gone.documents.iter().filter(unused).chain([id]))
+        let unused = |digest: &&Digest| !snapshot.needs(digest);
+        self.blobs.remove(gone.documents.iter().chain([id]).filter(unused))
     }
 
     /// Puts other globs in force.
@@ -225,6 +249,16 @@ impl Snapshot {
             }
         }
         Self { by_id, by_name, by_document }
+    }
+
+    /// Whether an image has this document or config.
+    fn needs(&self, digest: &Digest) -> bool {
+        self.by_document.contains_key(digest) || self.by_id.contains_key(digest)
+    }
+
+    /// What the database is to hold.
+    fn records(&self) -> Records {
+        self.by_id.iter().map(|(id, record)| (id.clone(), store(record))).collect()
     }
 
     /// Every layer that an image needs.

@@ -7,6 +7,7 @@ mod challenges;
 mod clocks;
 mod collector;
 mod disk;
+mod full;
 mod hostile;
 mod lifecycle;
 mod night;

@@ -173,3 +173,41 @@ async fn what_a_lease_kept_from_a_removal_goes_with_the_lease() -> anyhow::Resul
     until(|| scene.count("layers") == 0 && scene.images.fs_usage().inodes == 0).await;
     Ok(())
 }
+
+/// The caller may be gone before the answer: a kubelet that is restarted, a `crictl` with its two seconds.
+#[tokio::test]
+async fn a_removal_is_done_to_its_end_though_nobody_waits() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    scene.images.pull(PullRequest { reference: scene.name(0), auth: None, namespace: None }).await?;
+    {
+        let name = scene.name(0);
+        let mut removal = Box::pin(scene.images.remove(&name));
+        // As far as it comes by itself.
+        let _ = futures_util::poll!(removal.as_mut());
+    }
+    until(|| scene.images.list(None).is_empty() && scene.count("layers") == 0).await;
+    Ok(())
+}
+
+/// Layers are durable before the record is written. Without the record nobody needs them, and nobody knows of them.
+#[tokio::test]
+async fn layers_of_an_image_that_cannot_be_recorded_are_freed() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let archive = scene.dir.path().join("saved.tar");
+    power_cut::archive(&image(1), &archive)?;
+    // What is in the way of the documents.
+    let documents = scene.dir.path().join("images/blobs/sha256");
+    std::fs::remove_dir(&documents)?;
+    std::fs::write(&documents, "")?;
+    let pull = || scene.images.pull(PullRequest { reference: scene.name(0), auth: None, namespace: None });
+    for refused in [pull().await.map(drop), scene.images.import(&archive, None).await.map(drop)] {
+        let error = refused.expect_err("it cannot be recorded").to_string();
+        assert!(error.contains("the document cannot be written"), "{error}");
+        until(|| scene.count("layers") == 0 && scene.count("staging") == 0).await;
+        assert_eq!((scene.images.list(None).len(), scene.images.fs_usage().inodes), (0, 0));
+    }
+    std::fs::remove_file(&documents)?;
+    std::fs::create_dir(&documents)?;
+    let record = pull().await?;
+    scene.look(&record)
+}

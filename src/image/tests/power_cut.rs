@@ -75,7 +75,7 @@ fn image(seeds: &[u64]) -> TestImage {
 }
 
 /// What `docker save` makes of an image.
-fn archive(image: &TestImage, at: &Path) -> anyhow::Result<()> {
+pub(super) fn archive(image: &TestImage, at: &Path) -> anyhow::Result<()> {
     let names: Vec<String> = (0..image.layers.len()).map(|number| format!("{number}.tar")).collect();
     let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["images.example/c:v1"], "Layers": names}]);
     let mut builder = tar::Builder::new(std::fs::File::create(at)?);
