@@ -94,10 +94,21 @@ impl<K: Hash + Eq, V: Clone> Waiter<K, V> {
     }
 }
 
+impl<K: Hash + Eq, V> Waiter<K, V> {
+    /// Leaves a run whose result is not to be had by anybody else: whoever joins next begins another.
+    pub fn retire(self) {
+        let mut runs = locked(&self.runs);
+        if runs.get(&self.key).is_some_and(|run| run.result.same_channel(&self.result)) {
+            runs.remove(&self.key);
+        }
+    }
+}
+
 impl<K: Hash + Eq, V> Drop for Waiter<K, V> {
     fn drop(&mut self) {
         let mut runs = locked(&self.runs);
-        if let Some(run) = runs.get_mut(&self.key) {
+        // After a retirement the key may be that of another run.
+        if let Some(run) = runs.get_mut(&self.key).filter(|run| run.result.same_channel(&self.result)) {
             run.waiters -= 1;
             if run.waiters == 0 {
                 run.abort.abort();
@@ -142,6 +153,19 @@ mod tests {
         drop(waiter);
         assert_eq!(gone.recv().await, None);
         assert_eq!(flights.waiting(&"other"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_retired_run_is_joined_by_nobody_and_its_waiters_end_no_other() {
+        let flights: Flights<&str, usize> = Flights::default();
+        let (mut first, mut second) =
+            (flights.join("test", "key", || async { 1 }), flights.join("test", "key", || async { 2 }));
+        assert_eq!((first.wait().await, second.wait().await), (Some(1), Some(1)));
+        second.retire();
+        let mut third = flights.join("test", "key", || async { 3 });
+        assert!(third.started);
+        drop(first);
+        assert_eq!((flights.waiting(&"key"), third.wait().await), (1, Some(3)));
     }
 
     #[tokio::test]

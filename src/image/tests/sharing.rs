@@ -73,6 +73,55 @@ async fn a_layer_that_two_pulls_need_is_fetched_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a registry refuses to others, it may give to us: however many come before.
+#[tokio::test]
+async fn the_refusals_of_others_are_not_ours() -> anyhow::Result<()> {
+    let image = TestImage::new("refused");
+    let (gate, served) = (Arc::new(Semaphore::new(0)), image.clone());
+    let held = gate.clone();
+    let registry = Registry::start(move |request| {
+        let reply = served.answer(request, "app", &["v1"]);
+        if !request.path.ends_with(&served.blob(0)) {
+            return reply;
+        }
+        // `good:p`.
+        let reply = match request.header("authorization") {
+            None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"r\""),
+            Some("Basic Z29vZDpw") => reply,
+            Some(_) => Reply::new(403, ""),
+        };
+        Reply { gate: Some(held.clone()), ..reply }
+    })
+    .await;
+    let room = Room::trusting(&[&registry]).await?;
+    patient(&room);
+    let name = registry.name("app:v1");
+    let users = ["a", "b", "c", "d", "e", "good"];
+    let pulls = futures_util::future::join_all(users.map(|user| {
+        let auth = AuthConfig { username: user.into(), password: "p".into(), ..AuthConfig::default() };
+        room.pull_as(&name, Some(auth))
+    }));
+    let open = async {
+        until(|| room.images.0.layer_flights.waiting(&image.diff_ids[0]) == users.len()).await;
+        gate.add_permits(1000);
+    };
+    let (results, ()) = tokio::join!(pulls, open);
+    let mut refused = 0;
+    for (user, result) in users.iter().zip(results) {
+        match result {
+            // Who comes after the good one has the layer from it.
+            Ok(record) => assert_eq!(record.id, image.id()),
+            Err(error) => {
+                assert!(*user != "good" && error.to_string().contains("access denied"), "{user}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "nobody was refused");
+    until(|| room.layers.leases() == 0).await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_pull_ends_with_its_last_caller() -> anyhow::Result<()> {
     let image = TestImage::new("cancelled");
