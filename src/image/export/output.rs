@@ -301,7 +301,7 @@ fn new_file(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// The names are short, and sizes of 8 GiB and more go into the header in the way of GNU.
-fn header(name: &str, size: u64, kind: tar::EntryType) -> io::Result<tar::Header> {
+pub(super) fn header(name: &str, size: u64, kind: tar::EntryType) -> io::Result<tar::Header> {
     let mut header = tar::Header::new_gnu();
     header.set_path(name)?;
     header.set_entry_type(kind);

@@ -197,3 +197,43 @@ async fn damage_to_documents_is_found_and_a_missing_image_named() -> anyhow::Res
     );
     Ok(())
 }
+
+/// 8 GiB and more do not fit the digits of a header. The layer here is a hole, and what comes after it shows whether its length
+/// was understood: by GNU tar, and by what imports.
+#[tokio::test]
+async fn the_header_of_a_layer_of_nine_gigabytes_is_understood() -> anyhow::Result<()> {
+    let size = (9_u64 << 30) + 1;
+    let store = Store::new().await?;
+    let path = store.path("large.tar");
+    let layer = blob(&Digest::of(b"large"));
+    let saved = json!([{ "Config": "absent.json", "RepoTags": null, "Layers": [layer] }]).to_string().into_bytes();
+    let mut rest = output::header("manifest.json", saved.len() as u64, tar::EntryType::Regular)?.as_bytes().to_vec();
+    rest.extend(&saved);
+    rest.resize(rest.len().next_multiple_of(512) + 1024, 0);
+    let file = std::fs::File::create(&path)?;
+    let write = |bytes: &[u8], at| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at);
+    write(output::header(&layer, size, tar::EntryType::Regular)?.as_bytes(), 0)?;
+    write(&rest, 512 + size.next_multiple_of(512))?;
+    let exec = crate::sys::exec::Exec {
+        program: "tar".into(),
+        args: ["--list", "--verbose", "--numeric-owner", "-f"]
+            .map(Into::into)
+            .into_iter()
+            .chain([path.clone().into()])
+            .collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("LC_ALL".into(), "C".into())],
+        stdin: Vec::new(),
+        timeout: std::time::Duration::from_secs(60),
+        output_cap: 8192,
+    };
+    let listed = crate::sys::exec::run(exec).await?;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert_eq!((lines[0][2], *lines[0].last().expect("a name")), ("9663676417", &*layer));
+    assert_eq!(lines[1].last(), Some(&"manifest.json"));
+    let error = store.images.import(&path, None).await.expect_err("its config is not there").to_string();
+    assert!(error.contains("it has no \"absent.json\""), "{error}");
+    Ok(())
+}

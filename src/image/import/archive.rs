@@ -1,7 +1,8 @@
 //! A folder or a tar file as a set of named, seekable files.
 //!
 //! The tar reader is our own, as it only has to find regular files: nothing is unpacked, long headers are bounded, and
-//! what is not a regular file is passed over. Names are looked up, never followed.
+//! what is neither a regular file nor a link is passed over. Names are looked up in the archive, and so are those that links
+//! lead to: `docker save` writes a layer that several images have once, and links to it (moby, image/tarexport).
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -9,6 +10,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -16,6 +18,10 @@ use super::super::error::ImageError;
 
 const BLOCK: u64 = 512;
 const MAX_ENTRIES: usize = 100_000;
+/// Bytes of all names and of what links lead to: they are held in memory while an archive is read.
+const MAX_NAMES: usize = 16 << 20;
+/// Links that one name may lead through.
+const MAX_LINKS: usize = 8;
 /// Largest extended header, in bytes.
 const MAX_EXTENDED: u64 = 64 * 1024;
 /// Most that a gzip archive may unpack to, in bytes.
@@ -26,7 +32,16 @@ const TEMPORARY: &str = ".import-";
 #[derive(Debug)]
 pub(super) enum Source {
     Folder { folder: File, path: String },
-    Tar { file: Arc<File>, entries: HashMap<String, (u64, u64)> },
+    Tar { file: Arc<File>, members: HashMap<String, Member> },
+}
+
+/// One name in a tar.
+#[derive(Debug)]
+pub(super) enum Member {
+    /// Where its bytes are: the offset, and how many.
+    File(u64, u64),
+    /// Another name of the archive.
+    Link(String),
 }
 
 /// One file of it.
@@ -72,15 +87,23 @@ impl Source {
             [0x28, 0xb5, 0x2f, 0xfd] => zstd::Decoder::new(file).and_then(|d| unpacked(d, root)).map_err(failed)?,
             _ => file,
         };
-        let entries = index(&file).map_err(|error| bad(&error.to_string()))?;
-        Ok(Self::Tar { file: Arc::new(file), entries })
+        let members = index(&file).map_err(|error| bad(&error.to_string()))?;
+        Ok(Self::Tar { file: Arc::new(file), members })
     }
 
     /// A file by its name in the archive; `None` when it is not there.
     pub(super) fn find(&self, name: &str) -> Result<Option<Entry>, ImageError> {
         match self {
-            Self::Tar { file, entries } => {
-                Ok(entries.get(name).map(|(at, size)| Entry { file: file.clone(), at: *at, end: at + size }))
+            Self::Tar { file, members } => {
+                let mut found = plain(name, "").and_then(|name| members.get(&name));
+                for _ in 0..MAX_LINKS {
+                    let Some(Member::Link(target)) = found else { break };
+                    found = members.get(target);
+                }
+                Ok(match found {
+                    Some(Member::File(at, size)) => Some(Entry { file: file.clone(), at: *at, end: at + size }),
+                    Some(Member::Link(_)) | None => None,
+                })
             }
             Self::Folder { folder, path } => {
                 let failed = |source: io::Error| ImageError::disk(format!("{path}/{name}"), "cannot be read", source);
@@ -121,9 +144,10 @@ impl Read for Entry {
 }
 
 fn unpacked(content: impl Read, root: &Path) -> io::Result<File> {
-    let path = root.join(format!("{TEMPORARY}{}", std::process::id()));
-    // One after the other: the name is free again as soon as the file is open.
-    let mut out = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    static IMPORTS: AtomicU64 = AtomicU64::new(0);
+    let number = IMPORTS.fetch_add(1, Ordering::Relaxed);
+    let path = root.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
+    let mut out = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     fs::remove_file(&path)?;
     let mut content = content.take(MAX_UNPACKED + 1);
     if io::copy(&mut content, &mut out)? > MAX_UNPACKED {
@@ -134,13 +158,15 @@ fn unpacked(content: impl Read, root: &Path) -> io::Result<File> {
     Ok(out)
 }
 
-/// Where each regular file of a tar is. The first of two files with one name counts: what is checked is what is used.
-fn index(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
+/// Where each regular file of a tar is, and where links lead. The first of two with one name counts: what is checked is what
+/// is used.
+fn index(file: &File) -> io::Result<HashMap<String, Member>> {
     let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     let length = file.metadata()?.len();
-    let mut entries = HashMap::new();
+    let mut members = HashMap::new();
     let mut at = 0;
     let mut count = 0;
+    let mut names = 0;
     let mut extended = Extended::default();
     while at + BLOCK <= length {
         let mut header = [0; 512];
@@ -159,10 +185,15 @@ fn index(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
         let kind = header[156];
         let own = matches!(kind, b'x' | b'g' | b'L' | b'K');
         let stated = number(&header[124..136]).ok_or_else(|| bad("an entry's size is not a number"))?;
-        let size = if own { stated } else { extended.size.unwrap_or(stated) };
+        let size = match kind {
+            _ if own => stated,
+            // Links have no content, whatever size they state (POSIX.1-2017, pax, "ustar Interchange Format").
+            b'1' | b'2' => 0,
+            _ => extended.size.unwrap_or(stated),
+        };
         let end = at.checked_add(size).filter(|end| *end <= length).ok_or_else(|| bad("it is cut off"))?;
         match kind {
-            b'x' | b'L' => {
+            b'x' | b'L' | b'K' => {
                 if size > MAX_EXTENDED {
                     return Err(bad("an extended header is too long"));
                 }
@@ -170,31 +201,64 @@ fn index(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
                 file.read_exact_at(&mut text, at)?;
                 extended.read(kind, &text);
             }
-            b'g' | b'K' => {}
-            b'0' | 0 => {
-                let name = extended.name.take().unwrap_or_else(|| short_name(&header));
-                let name = name.trim_start_matches("./").to_owned();
-                entries.entry(name).or_insert((at, size));
-                extended = Extended::default();
+            b'g' => {}
+            b'0' | 0 | b'1' | b'2' => {
+                let Extended { name, link, .. } = std::mem::take(&mut extended);
+                let name = plain(&name.unwrap_or_else(|| short_name(&header)), "");
+                let link = || link.unwrap_or_else(|| text(&header[157..257]));
+                let member = match kind {
+                    b'1' => plain(&link(), "").map(Member::Link),
+                    b'2' => name.as_ref().and_then(|name| plain(&link(), parent(name))).map(Member::Link),
+                    _ => Some(Member::File(at, size)),
+                };
+                // A name that leads out of the archive is none that is asked for.
+                if let (Some(name), Some(member)) = (name, member) {
+                    let target = if let Member::Link(target) = &member { target.len() } else { 0 };
+                    names += name.len() + target;
+                    if names > MAX_NAMES {
+                        return Err(bad("its names take more than 16 MiB"));
+                    }
+                    members.entry(name).or_insert(member);
+                }
             }
             _ => extended = Extended::default(),
         }
         at = end.div_ceil(BLOCK) * BLOCK;
     }
-    Ok(entries)
+    Ok(members)
+}
+
+/// A name in the archive, or what a link in this folder of it leads to, without `.` and `..`; `None` when it leads out.
+fn plain(name: &str, folder: &str) -> Option<String> {
+    let folder = if name.starts_with('/') { "" } else { folder };
+    let mut parts = Vec::new();
+    for part in folder.split('/').chain(name.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+fn parent(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 /// What a PAX or GNU header says of the entry that follows.
 #[derive(Default)]
 struct Extended {
     name: Option<String>,
+    link: Option<String>,
     size: Option<u64>,
 }
 
 impl Extended {
     fn read(&mut self, kind: u8, text: &[u8]) {
-        if kind == b'L' {
-            self.name = Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
+        if matches!(kind, b'L' | b'K') {
+            let own = if kind == b'L' { &mut self.name } else { &mut self.link };
+            *own = Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
             return;
         }
         // Records of "<length> <key>=<value>\n".
@@ -205,6 +269,7 @@ impl Extended {
             let record = String::from_utf8_lossy(record);
             match record.trim_end_matches('\n').split_once('=') {
                 Some(("path", value)) => self.name = Some(value.to_owned()),
+                Some(("linkpath", value)) => self.link = Some(value.to_owned()),
                 Some(("size", value)) => self.size = value.parse().ok(),
                 _ => {}
             }
@@ -213,11 +278,12 @@ impl Extended {
     }
 }
 
+fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
 fn short_name(header: &[u8; 512]) -> String {
-    let text = |field: &[u8]| {
-        let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
-        String::from_utf8_lossy(&field[..end]).into_owned()
-    };
     let name = text(&header[..100]);
     let prefix =
         if &header[257..262] == b"ustar" && header[263] != b' ' { text(&header[345..500]) } else { String::new() };

@@ -118,6 +118,117 @@ async fn a_docker_archive_comes_in() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What docker before version 25 writes of two images whose topmost layer is the same: that layer once, and a link to it
+/// (moby, image/tarexport/save.go). Hard links are what GNU tar makes of a folder that has a file twice.
+#[tokio::test]
+async fn a_layer_may_be_a_link_to_another() -> anyhow::Result<()> {
+    let image = TestImage::new("linked");
+    for (kind, target) in [(tar::EntryType::Symlink, "../first/layer.tar"), (tar::EntryType::Link, "first/layer.tar")] {
+        let entry = |config: &str, tag: &str, top: &str| json!({"Config": config, "RepoTags": [tag], "Layers": ["base/layer.tar", top]});
+        let mut config: serde_json::Value = serde_json::from_slice(&image.config)?;
+        config["author"] = json!("another");
+        let other = config.to_string().into_bytes();
+        let manifest =
+            json!([entry("one.json", "one:1", "first/layer.tar"), entry("other.json", "other:1", "second/layer.tar"),]);
+        let files: Files = vec![
+            ("manifest.json".into(), manifest.to_string().into_bytes()),
+            ("one.json".into(), image.config.clone()),
+            ("other.json".into(), other.clone()),
+            ("base/layer.tar".into(), image.layers[0].clone()),
+            ("first/layer.tar".into(), image.layers[1].clone()),
+        ];
+        let mut bytes = tar(&files);
+        bytes.truncate(bytes.len() - 1024);
+        let mut link = |name: &str, target: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_path(name).and_then(|()| header.set_link_name(target)).expect("short names");
+            // Some writers state the size of what it leads to.
+            header.set_size(77);
+            header.set_cksum();
+            bytes.extend(header.as_bytes());
+        };
+        link("second/layer.tar", target);
+        // Nobody asks for these: a circle, and one that leads out.
+        link("circle", "circle");
+        link("out", "../../etc/passwd");
+        bytes.extend([0; 1024]);
+        let room = Room::new("").await?;
+        let records = room.images.import(&write(&room, "a.tar", &bytes), None).await?;
+        let ids: Vec<_> = records.iter().map(|record| record.id.clone()).collect();
+        assert_eq!(ids, [image.id(), Digest::of(&other)], "{kind:?}");
+        assert_eq!(records[0].chain, records[1].chain, "{kind:?}");
+    }
+    Ok(())
+}
+
+/// Names that links lead to are looked up as often as they may be, and nothing else is.
+#[tokio::test]
+async fn links_that_lead_nowhere_are_no_files() -> anyhow::Result<()> {
+    for target in ["manifest.json", "../manifest.json", "/etc/passwd", "absent", ""] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_path("manifest.json")?;
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+        header.set_size(0);
+        header.set_cksum();
+        let bytes = [&header.as_bytes()[..], &[0; 1024]].concat();
+        let room = Room::new("").await?;
+        let error = room.images.import(&write(&room, "a.tar", &bytes), None).await.expect_err(target).to_string();
+        assert!(error.contains("neither index.json nor manifest.json"), "{target:?}: {error}");
+    }
+    Ok(())
+}
+
+/// A little that unpacks to names without end (CVE-2023-25153): they are held in memory, and so they have a bound.
+#[tokio::test]
+async fn names_of_an_archive_have_an_end() -> anyhow::Result<()> {
+    let long = vec![b'n'; 60_000];
+    let mut bytes = Vec::new();
+    for number in 0..400_u32 {
+        let name = [number.to_string().as_bytes(), b"/", &long].concat();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_path("././@LongLink")?;
+        header.set_size(name.len() as u64);
+        header.set_cksum();
+        bytes.extend(header.as_bytes());
+        bytes.extend(&name);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        let mut header = tar::Header::new_gnu();
+        header.set_path("short")?;
+        header.set_size(0);
+        header.set_cksum();
+        bytes.extend(header.as_bytes());
+    }
+    bytes.extend([0; 1024]);
+    let packed = gzip(&bytes);
+    assert!(packed.len() < 1 << 20, "{}", packed.len());
+    let room = Room::new("").await?;
+    let error = room.images.import(&write(&room, "a.tar.gz", &packed), None).await.expect_err("24 MB").to_string();
+    assert!(error.contains("names take more than 16 MiB"), "{error}");
+    room.assert_clean().await;
+    Ok(())
+}
+
+/// Compressed archives are unpacked to files without a name, each to its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn archives_come_in_beside_each_other() -> anyhow::Result<()> {
+    let room = Room::new("").await?;
+    let images: Vec<TestImage> = (0..12).map(|n| TestImage::new(&format!("beside {n}"))).collect();
+    let imports = images.iter().enumerate().map(|(n, image)| {
+        let name = format!("images.example/app:v{n}");
+        let path = write(&room, &format!("{n}.tar.gz"), &gzip(&tar(&layout(&[(image, Some(&name))]))));
+        let images = room.images.clone();
+        async move { images.import(&path, None).await }
+    });
+    for (image, records) in images.iter().zip(futures_util::future::join_all(imports).await) {
+        assert_eq!(records?[0].id, image.id());
+    }
+    assert_eq!(room.images.list(None).len(), images.len());
+    Ok(())
+}
+
 #[tokio::test]
 async fn broken_archives_are_refused_and_leave_nothing() -> anyhow::Result<()> {
     let image = TestImage::new("broken");
