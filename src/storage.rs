@@ -94,10 +94,10 @@ struct State {
 
 impl Storage {
     /// Opens the store, makes its directories, and sweeps what a crash left: all in staging, and each layer whose marker
-    /// is missing or does not parse.
+    /// is missing or does not parse. What cannot be removed is told of and stays: it is in nobody's way.
     ///
     /// # Errors
-    /// [`StorageError::Directory`] when a directory cannot be made, listed or swept.
+    /// [`StorageError::Directory`] when a directory cannot be made or listed.
     pub fn open(options: StorageOptions) -> Result<Self, StorageError> {
         let make = |path: &Path| {
             Root::make(path, 0o700).map_err(|source| StorageError::directory(path, "cannot be made", source))
@@ -195,8 +195,11 @@ impl Inner {
     fn sweep_staging(&self) -> Result<(), StorageError> {
         let path = self.options.images.join("staging");
         for name in names(&self.staging, &path)? {
-            removal::remove_tree(self.staging.as_fd(), name.as_ref())
-                .map_err(|source| StorageError::directory(&path.join(&name), "cannot be removed", source))?;
+            if let Err(error) = removal::remove_tree(self.staging.as_fd(), name.as_ref()) {
+                tracing::warn!(path = %path.join(&name).display(), %error, "what a crash left cannot be removed");
+                let taken = name.parse().unwrap_or(0_u64);
+                self.next.fetch_max(taken.saturating_add(1), Ordering::Relaxed);
+            }
         }
         Ok(())
     }

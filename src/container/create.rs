@@ -29,7 +29,7 @@ use crate::spec::{
     UserNamespace,
 };
 use crate::state::{ContainerPhase, ContainerRecord};
-use crate::storage::{PathKind, Viewer};
+use crate::storage::{LayerLease, PathKind, StorageError, Viewer};
 use crate::sys::cgroup::OomWatch;
 
 use super::console::Console;
@@ -108,15 +108,28 @@ impl Containers {
         let mut record = draft(&sandbox, config, hash, &image);
         record.volumes = stage::image_volumes(&resources.images, &record.config.mounts)?;
         record.cgroups_path = resources.cgroups.container_path(&sandbox.cgroup_parent, &record.id);
+        let lease = lease(&resources, &record, reference)?;
         let facts = gather(&resources, &record, &image).await?;
         resources.store.put_container(&record)?;
-        match make(&resources, &sandbox, record.clone(), &image, facts).await {
+        match make(&resources, &sandbox, record.clone(), (&image, lease), facts).await {
             Ok(owned) => Ok(self.adopt(owned, &[Kind::Created]).id().to_owned()),
             Err(error) => {
                 undo(&resources, &sandbox, &record.id).await;
                 Err(error)
             }
         }
+    }
+}
+
+/// Holds the layers of the image and of image volumes, from before anything is read from them. They were found a moment ago,
+/// and may have been removed since.
+fn lease(resources: &Resources, record: &ContainerRecord, reference: String) -> Result<LayerLease, ContainerError> {
+    match resources.storage.lease(&record.layers()) {
+        Err(StorageError::Missing { .. }) => {
+            stage::image_volumes(&resources.images, &record.config.mounts)?;
+            Err(ContainerError::NoImage { reference })
+        }
+        lease => Ok(lease?),
     }
 }
 
@@ -224,7 +237,7 @@ async fn make(
     resources: &Arc<Resources>,
     sandbox: &Arc<Sandbox>,
     mut record: ContainerRecord,
-    image: &Arc<ImageRecord>,
+    (image, lease): (&Arc<ImageRecord>, LayerLease),
     facts: Facts,
 ) -> Result<Owned, ContainerError> {
     let bundle = resources.bundle(&record.id);
@@ -235,7 +248,6 @@ async fn make(
     record.stop_signal = built.stop_signal;
     record.shares_pids = sandbox.namespaces.pid != PidNamespace::Own;
     relabel(&record.config, &facts, built.mount_label.clone()).await?;
-    let lease = resources.storage.lease(&record.layers())?;
     let mounts = make_bundle(resources, sandbox, &record, built.spec, facts.mounts).await?;
     let (process, stdio) = create_process(resources, sandbox, &record, mounts).await?;
     record.phase = ContainerPhase::Created;

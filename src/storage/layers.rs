@@ -161,8 +161,7 @@ impl Storage {
     /// Makes staged layers durable and puts them into the store. A layer that came into the store meanwhile stays.
     ///
     /// # Errors
-    /// [`StorageError::Layer`] and [`StorageError::Directory`]. Layers before the failing one may be on disk then; they
-    /// are not said to be here, and are replaced by the next commit of the same.
+    /// [`StorageError::Layer`] and [`StorageError::Directory`]; none of them is in the store then, as far as that can be undone.
     pub fn commit_layers(&self, mut staged: Vec<StagedLayer>) -> Result<(), StorageError> {
         let inner = &self.0;
         let parents = inner.parents(&staged);
@@ -182,13 +181,7 @@ impl Storage {
             layer.mark(parent.clone()).map_err(layer.failed("its marker cannot be written"))?;
         }
         sync()?;
-        for layer in &staged {
-            inner.publish(layer).map_err(layer.failed("it cannot be put into the store"))?;
-        }
-        inner
-            .layers
-            .sync()
-            .map_err(|source| StorageError::directory(&path.join("layers"), "cannot be synced", source))?;
+        inner.publish_all(&staged).inspect_err(|_| inner.unpublish(&staged))?;
         let mut state = inner.state();
         for (layer, parent) in staged.iter().zip(parents) {
             state.layers.entry(layer.chain.clone()).or_insert_with(|| layer.known(parent));
@@ -260,8 +253,9 @@ impl Inner {
                 }
                 Err(error) => {
                     tracing::warn!(layer = %chain, %error, "a layer without a good marker is removed");
-                    remove_tree(self.layers.as_fd(), name.as_ref())
-                        .map_err(|source| StorageError::directory(&path.join(&name), "cannot be removed", source))?;
+                    if let Err(error) = remove_tree(self.layers.as_fd(), name.as_ref()) {
+                        tracing::warn!(path = %path.join(&name).display(), %error, "it cannot be removed");
+                    }
                 }
             }
         }
@@ -275,6 +269,16 @@ impl Inner {
         Ok(marker)
     }
 
+    /// Gives staged layers their names, durably.
+    fn publish_all(&self, staged: &[StagedLayer]) -> Result<(), StorageError> {
+        for layer in staged {
+            self.publish(layer).map_err(layer.failed("it cannot be put into the store"))?;
+        }
+        let unsynced =
+            |source| StorageError::directory(&self.options.images.join("layers"), "cannot be synced", source);
+        self.layers.sync().map_err(unsynced)
+    }
+
     /// Gives a staged layer its name.
     fn publish(&self, layer: &StagedLayer) -> io::Result<()> {
         let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
@@ -283,18 +287,35 @@ impl Inner {
             match rustix::fs::renameat_with(&self.staging, from, &self.layers, to, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EXIST) if self.state().layers.contains_key(&layer.chain) => return Ok(()),
-                // A commit that failed left it, of unknown durability.
+                // A commit that failed left it, of unknown durability, or a start could not remove it.
                 Err(Errno::EXIST) => self.unname(&layer.chain)?,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Moves a layer out of the store into staging, and removes it there. The caller holds `renaming`.
+    /// Takes the names back that a commit gave to layers before it failed: nobody would know of them until the next start.
+    fn unpublish(&self, staged: &[StagedLayer]) {
+        let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
+        for layer in staged.iter().filter(|layer| !self.state().layers.contains_key(&layer.chain)) {
+            let inode = |root: &Root| rustix::fs::fstat(root).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+            let there = self.layers.open_dir(layer.chain.hex()).ok();
+            if there.is_some_and(|there| inode(&there) == inode(&layer.directory.root))
+                && let Err(error) = self.unname(&layer.chain)
+            {
+                tracing::warn!(layer = %layer.chain, %error, "a layer that was not committed is still in the store");
+            }
+        }
+    }
+
+    /// Moves a layer out of the store into staging, and removes it there as far as it can be. The caller holds `renaming`.
     fn unname(&self, chain: &Digest) -> io::Result<()> {
         let name = self.staging_number().to_string();
         rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name)?;
-        remove_tree(self.staging.as_fd(), name.as_ref())
+        if let Err(error) = remove_tree(self.staging.as_fd(), name.as_ref()) {
+            tracing::warn!(name, %error, "what was taken out of the store cannot be removed");
+        }
+        Ok(())
     }
 
     pub(super) fn remove_unleased(&self, keep: &HashSet<Digest>) -> Result<RemovedLayers, StorageError> {
@@ -303,21 +324,17 @@ impl Inner {
         let mut first = None;
         {
             let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut state = self.state();
-            let unneeded = state.layers.keys().filter(|chain| !keep.contains(*chain)).cloned();
-            let (spared, victims): (HashSet<Digest>, HashSet<Digest>) =
-                unneeded.partition(|chain| state.leases.contains_key(chain));
-            state.spared = spared;
-            for chain in victims {
+            // From here on nobody finds them. Whoever creates a container does not wait for the disk.
+            for (chain, known) in self.forget_unleased(keep) {
                 let name = self.staging_number().to_string();
                 match rustix::fs::renameat(&self.layers, chain.hex(), &self.staging, &name) {
                     Ok(()) | Err(Errno::NOENT) => {
-                        let known = state.layers.remove(&chain).expect("it was just listed under this lock");
                         removed.count += 1;
                         removed.bytes += known.usage.bytes;
                         renamed.push((chain, name));
                     }
                     Err(source) => {
+                        self.state().layers.insert(chain.clone(), known);
                         first.get_or_insert((chain, "it cannot be taken out of the store", io::Error::from(source)));
                     }
                 }
@@ -332,6 +349,16 @@ impl Inner {
             None => Ok(removed),
             Some((chain, operation, source)) => Err(StorageError::Layer { chain, operation, source }),
         }
+    }
+
+    /// Takes what is neither kept nor leased out of the state, and notes what was spared for its leases alone.
+    fn forget_unleased(&self, keep: &HashSet<Digest>) -> Vec<(Digest, Known)> {
+        let mut state = self.state();
+        let unneeded = state.layers.keys().filter(|chain| !keep.contains(*chain)).cloned();
+        let (spared, victims): (HashSet<Digest>, HashSet<Digest>) =
+            unneeded.partition(|chain| state.leases.contains_key(chain));
+        state.spared = spared;
+        state.layers.extract_if(|chain, _| victims.contains(chain)).collect()
     }
 
     /// The layer below each staged one. A chain id is the digest of the parent's chain id and the layer's diff id, so

@@ -2,7 +2,7 @@
 //! memory nor the time of it is the daemon's.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cri_proto::cricket::v1::node_client::NodeClient;
 use cri_proto::cricket::v1::{self as proto, HoldImagesRequest, HoldImagesResponse};
@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use super::super::connect::CommandError;
 use crate::image::{self, KeptImage, Packed, Problem, State, Target};
-use crate::storage::Digest;
+use crate::storage::{Digest, Report};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Export {
@@ -51,6 +51,9 @@ pub(in crate::cli) struct Verify {
     #[arg(long)]
     json: bool,
 }
+
+/// How often documents are found missing or damaged before that is believed: an image may be removed and pulled meanwhile.
+const MAX_TRIES: u32 = 3;
 
 /// Images that the daemon holds until this is dropped.
 struct Held {
@@ -110,19 +113,7 @@ pub(super) async fn verify(channel: Channel, options: Verify) -> Result<(), Comm
     let (mut all, mut damaged, mut unknown) = (0, 0, 0);
     let mut list = Vec::new();
     for kept in &held.images {
-        let (root, image) = (held.root.clone(), kept.clone());
-        let work = move || {
-            let found = image::verify(&root, &image, &mut seen);
-            (found, seen)
-        };
-        let (found, back) = crate::task::blocking(work).await;
-        seen = back;
-        let (state, problems, entries) = found?;
-        // Documents go with their image at once, whoever holds the layers.
-        let of_documents = problems.iter().any(|problem| problem.layer.is_none());
-        if of_documents && !is_there(&channel, &kept.id).await? {
-            continue;
-        }
+        let Some((state, problems, entries)) = verified(&channel, &held.root, kept, &mut seen).await? else { continue };
         all += 1;
         damaged += usize::from(state == State::Damaged);
         unknown += usize::from(state == State::Unknown);
@@ -139,6 +130,38 @@ pub(super) async fn verify(channel: Channel, options: Verify) -> Result<(), Comm
         (0, 0) => Ok(()),
         (0, _) => Err(CommandError::Unverified),
         _ => Err(CommandError::Damaged { damaged, all }),
+    }
+}
+
+/// How an image is; `None` when it was removed meanwhile.
+async fn verified(
+    channel: &Channel,
+    root: &Path,
+    kept: &KeptImage,
+    seen: &mut HashMap<Digest, Option<Report>>,
+) -> Result<Option<(State, Vec<Problem>, u64)>, CommandError> {
+    let mut tries = MAX_TRIES;
+    loop {
+        let (root, image, mut known) = (root.to_owned(), kept.clone(), std::mem::take(seen));
+        let work = move || {
+            let found = image::verify(&root, &image, &mut known);
+            (found, known)
+        };
+        let (found, known) = crate::task::blocking(work).await;
+        *seen = known;
+        let found = found?;
+        // Documents go with their image at once, whoever holds the layers; and come back with it.
+        let of_documents = found.1.iter().any(|problem| problem.layer.is_none());
+        if !of_documents {
+            return Ok(Some(found));
+        }
+        if !is_there(channel, &kept.id).await? {
+            return Ok(None);
+        }
+        tries -= 1;
+        if tries == 0 {
+            return Ok(Some(found));
+        }
     }
 }
 

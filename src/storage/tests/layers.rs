@@ -204,3 +204,70 @@ fn ids_and_permissions_of_the_store_are_its_own() -> anyhow::Result<()> {
     assert_eq!(std::fs::metadata(layer.join("layer.json"))?.permissions().mode() & 0o7777, 0o600);
     Ok(())
 }
+
+/// What is in the way of the second layer's name fails the commit, and the first one's name goes with it.
+#[test]
+#[ignore = "needs root"]
+fn a_commit_that_fails_half_way_leaves_none_of_its_layers() -> anyhow::Result<()> {
+    super::private(|| {
+        let fixture = Fixture::new()?;
+        let (one, two) = (small("one"), small("two"));
+        let chains = Digest::chains(&[Digest::of(&one), Digest::of(&two)]);
+        let stage = |at: usize, layer: &[u8]| {
+            let diff_id = Digest::of(layer);
+            fixture.storage.stage_layer(&chains[at], &diff_id, Compression::None, layer, &Limits::default())
+        };
+        let layers = fixture.temp.path().join("images/layers");
+        // A mount can be neither renamed nor replaced.
+        let in_the_way = layers.join(chains[1].hex());
+        std::fs::create_dir(&in_the_way)?;
+        crate::sys::mount::tmpfs(&in_the_way, 1 << 16, 0o700, (0, 0))?;
+        let error =
+            fixture.storage.commit_layers(vec![stage(0, &one)?, stage(1, &two)?]).expect_err("it is in the way");
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.contains("cannot be put into the store") && text.contains(chains[1].hex()), "{text}");
+        assert!(!layers.join(chains[0].hex()).exists(), "the first layer is still there");
+        assert!(fixture.staging_is_empty() && !fixture.storage.has_layer(&chains[0]));
+        crate::sys::mount::detach(&in_the_way)?;
+        fixture.storage.commit_layers(vec![stage(0, &one)?, stage(1, &two)?])?;
+        assert!(chains.iter().all(|chain| fixture.storage.has_layer(chain)));
+        Ok(())
+    })
+}
+
+/// Files that nobody may remove, a disk with damage: a start says so and goes on, as a node must.
+#[test]
+#[ignore = "needs root"]
+fn a_start_does_without_what_it_cannot_remove() -> anyhow::Result<()> {
+    super::private(|| {
+        let fixture = Fixture::new()?;
+        let chains = fixture.add(&[small("one"), small("two")])?;
+        let layers = fixture.temp.path().join("images/layers");
+        let staging = fixture.temp.path().join("images/staging");
+        std::fs::remove_file(layers.join(chains[0].hex()).join("layer.json"))?;
+        std::fs::create_dir_all(staging.join("3/diff"))?;
+        std::fs::create_dir_all(staging.join("other/diff"))?;
+        let mut held = Vec::new();
+        for stuck in [layers.join(chains[0].hex()).join("diff/d"), staging.join("3/diff"), staging.join("other/diff")] {
+            crate::sys::mount::tmpfs(&stuck, 1 << 16, 0o700, (0, 0))?;
+            held.push(stuck);
+        }
+        let again = fixture.reopened()?;
+        assert_eq!(chains.iter().map(|chain| again.has_layer(chain)).collect::<Vec<_>>(), [false, true]);
+        assert!(staging.join("3/diff").exists());
+        // Nothing of it is in the way of what comes.
+        for at in 0..6 {
+            let layer = small(&format!("new {at}"));
+            let digest = Digest::of(&layer);
+            let staged = again.stage_layer(&digest, &digest, Compression::None, &layer[..], &Limits::default())?;
+            again.commit_layers(vec![staged])?;
+            assert!(again.has_layer(&digest));
+        }
+        for stuck in held {
+            crate::sys::mount::detach(&stuck)?;
+        }
+        fixture.reopened()?;
+        assert!(fixture.staging_is_empty() && !layers.join(chains[0].hex()).exists());
+        Ok(())
+    })
+}

@@ -28,12 +28,15 @@ struct Comparison<'c> {
     links: Vec<u32>,
     /// The inode of a node with several names, and the first of them.
     first: HashMap<usize, ((u64, u64), Vec<u8>)>,
+    /// The node of an inode with several names, and the first of them.
+    nodes: HashMap<(u64, u64), (usize, Vec<u8>)>,
 }
 
 /// Compares all of it.
 pub(super) fn compare((shadow, diff): (&Shadow, &Root), below: Below<'_>, found: &mut Findings) -> io::Result<()> {
     let links = links(shadow);
-    let mut comparison = Comparison { shadow, diff, found, below, hidden: None, links, first: HashMap::new() };
+    let (first, nodes) = (HashMap::new(), HashMap::new());
+    let mut comparison = Comparison { shadow, diff, found, below, hidden: None, links, first, nodes };
     let root = diff.try_clone()?;
     comparison.node(b"", ROOT, &root.into())?;
     let mut waiting = vec![(Vec::new(), ROOT)];
@@ -142,8 +145,14 @@ impl Comparison<'_> {
         for problem in attributes(node, fd)? {
             self.found.add(path, problem);
         }
+        let inode = (stat.st_dev, stat.st_ino);
+        if stat.st_nlink > 1 && want != FileType::Directory {
+            let (other, name) = self.nodes.entry(inode).or_insert_with(|| (at, path.to_vec()));
+            if *other != at {
+                self.found.add(path, format!("it is a hard link of {}, in the archive it is not", name.escape_ascii()));
+            }
+        }
         if self.links[at] > 1 {
-            let inode = (stat.st_dev, stat.st_ino);
             let (first, name) = self.first.entry(at).or_insert_with(|| (inode, path.to_vec()));
             if *first != inode {
                 let problem = format!("it is no hard link of {} any more", name.escape_ascii());
@@ -227,8 +236,8 @@ fn described(facts: &Facts, stat: &Stat, kind: FileType) -> Vec<String> {
 /// The kernel sets a time that a file system cannot hold to the nearest that it can. If `got` is such a limit and `want`
 /// lies beyond it, this is `got`; else it is `want`.
 pub(super) fn limit_of_time(got: i64, want: i64) -> i64 {
-    // 32 bits with and without a sign, and ext4's 34 bits.
-    let last = [i64::from(i32::MAX), i64::from(u32::MAX), 15_032_385_535];
+    // 32 bits with and without a sign, ext4's 34 bits, and XFS's nanoseconds in 64 bits.
+    let last = [i64::from(i32::MAX), i64::from(u32::MAX), 15_032_385_535, 16_299_260_424];
     let earliest = [i64::from(i32::MIN), 0];
     if (last.contains(&got) && want > got) || (earliest.contains(&got) && want < got) { got } else { want }
 }

@@ -189,6 +189,18 @@ fn each_single_change_is_found() -> anyhow::Result<()> {
             &["opaque: its attribute trusted.overlay.opaque is missing"],
         ),
         ("same", unlink_copy, &["d/file: it is no hard link of same any more"]),
+        ("d/own", link_instead, &["d/own: it is a hard link of same, in the archive it is not"]),
+        (
+            "replaced",
+            |p| Ok(std::os::unix::fs::chown(p, Some(7), Some(8))?),
+            &["replaced: its owner is 7:8, in the archive 0:0"],
+        ),
+        ("null", |p| device(p, 0, 0o666), &["null: it is the device 0:0, in the archive 1:3"]),
+        (
+            ".wh.hidden",
+            |p| device(&p.with_file_name("hidden"), rustix::fs::makedev(1, 3), 0),
+            &["hidden: it is the device 1:3, in the archive 0:0"],
+        ),
         (
             "implied",
             |p| Ok(std::fs::remove_dir_all(p).and_then(|()| std::fs::write(p, ""))?),
@@ -243,6 +255,12 @@ fn device(path: &Path, number: u64, bits: u32) -> anyhow::Result<()> {
     std::fs::remove_file(path)?;
     rustix::fs::mknodat(CWD, path, rustix::fs::FileType::CharacterDevice, Mode::empty(), number)?;
     mode(path, bits)
+}
+
+/// One more name of the file beside it, which looks the same.
+fn link_instead(path: &Path) -> anyhow::Result<()> {
+    std::fs::remove_file(path)?;
+    Ok(std::fs::hard_link(path.with_file_name("file"), path)?)
 }
 
 /// The same file again, in an inode of its own.
