@@ -6,9 +6,9 @@ use crate::client::{Client, refused};
 use crate::ledger::Ledger;
 use crate::node::{Node, Setup};
 use crate::requests::{BUSYBOX, container, host_pod};
-use crate::world::World;
+use crate::world::{PATIENCE, World, eventually};
 
-crate::once!(root_is_full, state_is_full);
+crate::once!(root_is_full, state_is_full, an_image_goes_from_a_full_disk);
 
 /// What the kernel calls it.
 const FULL: &str = "No space left on device";
@@ -59,6 +59,36 @@ async fn root_is_full() -> Result<()> {
     ensure!(client.status(&id).await?.exit_code == 137);
     empty(&node, "root").await?;
     client.clear().await
+}
+
+/// What the kubelet does about a full disk is to remove images. That needs no room, also after writes that failed.
+async fn an_image_goes_from_a_full_disk() -> Result<()> {
+    let (mut node, client) = node().await?;
+    client.pull(BUSYBOX).await?;
+    client.clear().await?;
+    let before = Ledger::take(&node).await?;
+    for restart in [false, true] {
+        let id = client_of(&mut node).await?.pull(BUSYBOX).await?;
+        fill(&node, "root").await?;
+        let client = if restart { node.crash_and_restart().await? } else { client_of(&mut node).await? };
+        ensure!(client.images().await?.len() == 1, "the image is there, restarted: {restart}");
+        refused(client.pull("registry.k8s.io/cricket/layers:1").await, &[], &[FULL])?;
+        client.remove_image(&id).await.with_context(|| format!("on a full disk, restarted: {restart}"))?;
+        ensure!(client.images().await?.is_empty(), "it is still listed");
+        // There is room again, though the filler is there.
+        eventually("the image's room", PATIENCE, || async {
+            ensure!(client.pull("registry.k8s.io/pause:3.9").await.is_ok(), "there is no room");
+            Ok(())
+        })
+        .await?;
+        empty(&node, "root").await?;
+        client.clear().await?;
+    }
+    before.assert_same_but(&node, "fd daemon").await
+}
+
+async fn client_of(node: &mut Node) -> Result<Client> {
+    node.client().await
 }
 
 async fn state_is_full() -> Result<()> {

@@ -59,6 +59,7 @@ mod pulls;
 mod security_context;
 mod server;
 mod stats;
+mod storm;
 mod streaming;
 mod streaming_hostile;
 mod streams;

@@ -291,7 +291,17 @@ impl Node {
 
     /// Kills the daemon with SIGKILL and waits until it is gone.
     pub async fn kill9(&mut self) -> Result<()> {
-        self.signal("KILL").await?;
+        self.kill().await?;
+        self.buried().await
+    }
+
+    /// Kills the daemon with SIGKILL, in the middle of whatever it does for whom.
+    pub async fn kill(&self) -> Result<()> {
+        self.signal("KILL").await
+    }
+
+    /// Waits until a killed daemon is gone.
+    pub async fn buried(&mut self) -> Result<()> {
         let status = self.ended().await?;
         ensure!(status.signal() == Some(9) || status.code() == Some(137), "killed, but ended with {status}");
         Ok(())
