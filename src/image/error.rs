@@ -36,9 +36,9 @@ pub enum ImageError {
     Credentials(String, &'static str),
     /// The kubelet looks for this first word.
     #[error("RegistryUnavailable: {stage} of {reference}: {attempts}")]
-    Unavailable { reference: String, stage: &'static str, attempts: Attempts },
+    Unavailable { reference: String, stage: String, attempts: Attempts },
     #[error("{stage} of {reference}: {attempts}")]
-    Refused { reference: String, stage: &'static str, attempts: Attempts },
+    Refused { reference: String, stage: String, attempts: Attempts },
     #[error("{reference}: {source}")]
     Content { reference: String, source: ContentError },
     #[error("{reference}: layer {layer} cannot be unpacked: {source}")]
@@ -92,7 +92,8 @@ impl ImageError {
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Refused { attempts, .. } => match attempts.verdict() {
                 Some(Failure::NotFound(_)) => ErrorKind::NotFound,
-                Some(Failure::Content(_)) => ErrorKind::BadImage,
+                Some(Failure::Unpack(error)) if error.local => ErrorKind::Internal,
+                Some(Failure::Content(_) | Failure::Unpack(_)) => ErrorKind::BadImage,
                 _ => ErrorKind::Denied,
             },
             Self::Content { .. } | Self::Unpack { .. } => ErrorKind::BadImage,
@@ -114,8 +115,8 @@ impl ImageError {
     }
 
     /// The error of a pull whose every place failed; [`Attempts::verdict`] decides the kind.
-    pub(super) fn from_attempts(reference: &str, stage: &'static str, attempts: Vec<Attempt>) -> Self {
-        let (reference, attempts) = (reference.to_owned(), Attempts(attempts));
+    pub(super) fn from_attempts(reference: &str, stage: &str, attempts: Vec<Attempt>) -> Self {
+        let (reference, stage, attempts) = (reference.to_owned(), stage.to_owned(), Attempts(attempts));
         let unavailable = attempts.verdict().is_some_and(Failure::is_unavailability);
         if unavailable {
             Self::Unavailable { reference, stage, attempts }
@@ -132,7 +133,7 @@ impl ImageError {
 /// One place that was asked, and why it did not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// `host[:port]` only.
+    /// `host[:port]` only; for a failure that is not the host's, this node and the folder in which it is.
     pub host: String,
     pub failure: Failure,
 }

@@ -160,7 +160,10 @@ async fn fetch_layers(
         }
         match result {
             Some(Ok(slot)) => Ok((waiter, slot)),
-            Some(Err(fault)) => Err(ImageError::from_attempts(name, "a layer", fault.attempts)),
+            Some(Err(fault)) => {
+                let stage = format!("the layer {}", layer.digest);
+                Err(ImageError::from_attempts(name, &stage, fault.attempts))
+            }
             None => Err(ImageError::Lost { reference: name.to_owned() }),
         }
     });

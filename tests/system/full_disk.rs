@@ -42,7 +42,8 @@ async fn root_is_full() -> Result<()> {
     client.clear().await?;
     let before = Ledger::take(&node).await?;
     fill(&node, "root").await?;
-    refused(client.pull(BUSYBOX).await, &[], &[BUSYBOX, FULL])?;
+    let folder = format!("this node, {}", node.path("root/images").display());
+    refused(client.pull(BUSYBOX).await, &[], &[BUSYBOX, FULL, &folder])?;
     ensure!(client.images().await?.is_empty(), "half an image is listed");
     refused(client.run_pod(&host_pod(&node, "full")).await, &[], &[FULL])?;
     ensure!(client.pods().await?.is_empty(), "a pod without a record is listed");

@@ -39,7 +39,7 @@ pub(super) async fn fetch(inner: Arc<Inner>, sessions: Arc<[Arc<Session>]>, laye
     let mut attempts = Vec::new();
     let mut first = 0;
     while let Some(left) = sessions.get(first..).filter(|left| !left.is_empty()) {
-        match attempt(&inner.layers, left, &layer, &mut attempts).await {
+        match attempt(&inner, left, &layer, &mut attempts).await {
             Ok(staged) => return Ok(Slot::new(Some(staged))),
             Err(used) => first += used,
         }
@@ -68,22 +68,24 @@ enum Fed {
 /// Stages the layer once, from the first place that answers; a later one may take a broken download up.
 /// The error is how many places are used up.
 async fn attempt(
-    store: &Arc<dyn LayerStore>,
+    inner: &Inner,
     sessions: &[Arc<Session>],
     layer: &LayerPlan,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Staged, usize> {
     let (feeder, pieces) = mpsc::channel(PIECES);
     let pipe = Pipe::new(pieces, layer.size);
-    let (store, wanted) = (store.clone(), layer.clone());
+    let (store, wanted) = (inner.layers.clone(), layer.clone());
     let staging = task::blocking(move || stage(store.as_ref(), pipe, &wanted));
     let (fed, staged) = tokio::join!(feed(sessions, layer, feeder, attempts), staging);
     match (fed, staged) {
         (Fed::Whole(_), Ok(staged)) => Ok(staged),
         (Fed::Whole(at) | Fed::Unread(at), Err(failure)) => {
             let local = matches!(&failure, Failure::Unpack(error) if error.local);
-            attempts.push(Attempt { host: sessions[at].host().to_owned(), failure });
-            // A full disk is full whoever sends the layer; going on would also blame the registry in the end.
+            // A full disk is full whoever sends the layer; going on, or naming the registry, would blame that for it.
+            let here = || format!("this node, {}", inner.root.display());
+            let host = if local { here() } else { sessions[at].host().to_owned() };
+            attempts.push(Attempt { host, failure });
             Err(if local { sessions.len() } else { at + 1 })
         }
         // The unpacker is content but the download went on: the feeder has noted why that is wrong.

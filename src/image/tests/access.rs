@@ -257,6 +257,24 @@ async fn pull_among_canaries() -> anyhow::Result<String> {
     Ok(format!("{error} {error:?}"))
 }
 
+/// A pull by a proxy that wants another login than it is shown, without a tunnel and with one.
+async fn pull_by_a_proxy() -> anyhow::Result<String> {
+    let proxy = Registry::start(|_| Reply::new(407, "canary-body")).await;
+    let room = Room::new("").await?;
+    let mut errors = String::new();
+    for scheme in ["http", "https"] {
+        let folder = room.dir.path().join("certs.d/images.example");
+        std::fs::create_dir_all(&folder)?;
+        let url = format!("http://canary-proxy:canary-word@{}", proxy.host());
+        std::fs::write(folder.join("hosts.toml"), format!("server = '{scheme}://images.example'\nproxy = '{url}'\n"))?;
+        let error = room.pull_as("images.example/app:v1", Some(login(""))).await.expect_err("no way");
+        errors.push_str(&format!("{error} {error:?} "));
+    }
+    assert_eq!(proxy.count("CONNECT "), 3);
+    assert!(proxy.headers("proxy-authorization").len() >= 4);
+    Ok(errors)
+}
+
 /// Set in the process that logs everything.
 const TALKATIVE: &str = "CRICKET_TEST_TALKATIVE";
 
@@ -269,6 +287,8 @@ async fn a_talkative_pull() -> anyhow::Result<()> {
     }
     let error = pull_among_canaries().await?;
     println!("the error: {error}");
+    let error = pull_by_a_proxy().await?;
+    println!("the proxy's error: {error}");
     Ok(())
 }
 
@@ -287,11 +307,14 @@ async fn containerd_5453_no_secret_reaches_an_error_or_the_log() -> anyhow::Resu
     .await?;
     let log = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
-    for part in ["1 passed", "trying again", "the error: ", "no connection", "TRACE"] {
+    for part in ["1 passed", "trying again", "the error: ", "no connection", "the proxy's error: ", "HTTP 407", "TRACE"]
+    {
         assert!(log.contains(part), "no {part:?} in {log}");
     }
     let told: Vec<&str> = log.lines().filter(|line| line.contains("canary")).collect();
     assert!(told.is_empty(), "{told:#?}");
-    assert!(!log.contains(basic().trim_start_matches("Basic ")));
+    for secret in [basic(), format!("Basic {}", STANDARD.encode("canary-proxy:canary-word"))] {
+        assert!(!log.contains(secret.trim_start_matches("Basic ")));
+    }
     Ok(())
 }

@@ -69,7 +69,9 @@ async fn what_a_registry_answers() -> anyhow::Result<()> {
         case(&["HOST: not found (HTTP 404, NAME_UNKNOWN)"], NotFound, |r, _| {
             on(r, "/manifests/", error_body(404, "NAME_UNKNOWN"))
         }),
-        case(&["a layer of", "HOST: not found (HTTP 404)"], NotFound, |r, i| on(r, &i.blob(1), Reply::new(404, ""))),
+        case(&["the layer sha256:", "HOST: not found (HTTP 404)"], NotFound, |r, i| {
+            on(r, &i.blob(1), Reply::new(404, ""))
+        }),
         case(&["HOST: too many requests (HTTP 429); it asks to wait 3600 s"], Unavailable, |r, _| {
             on(r, "/manifests/", Reply::new(429, "").with("retry-after", "3600"))
         }),
@@ -85,19 +87,19 @@ async fn what_a_registry_answers() -> anyhow::Result<()> {
             let entry = json!({"mediaType": OCI_MANIFEST, "digest": Digest::of(b""), "size": 0, "platform": platform});
             manifest(r, json!({"schemaVersion": 2, "manifests": [entry]}).to_string(), OCI_INDEX)
         }),
-        case(&["a layer of", "HOST: no answer and no byte for 500 ms"], Unavailable, |r, i| {
+        case(&["the layer sha256:", "HOST: no answer and no byte for 500 ms"], Unavailable, |r, i| {
             on(r, &i.blob(1), Reply { cut: Some((1000, Then::Hang)), ..Reply::new(200, i.layers[1].clone()) })
         }),
         case(&["HOST: no answer and no byte for 500 ms"], Unavailable, |r, i| {
             on(r, "/manifests/", Reply { cut: Some((1, Then::Hang)), ..Reply::new(200, i.manifest.clone()) })
         }),
-        case(&["a layer of", "HOST: the layer has the digest sha256:", ", not sha256:"], BadImage, |r, i| {
+        case(&["the layer sha256:", "HOST: the layer has the digest sha256:", ", not sha256:"], BadImage, |r, i| {
             let mut other = i.layers[1].clone();
             // The time in the header of the gzip file: it unpacks just as well.
             other[4] ^= 1;
             on(r, &i.blob(1), Reply::new(200, other))
         }),
-        case(&["a layer of", "HOST: the body ended after 1000 of "], Unavailable, |r, i| {
+        case(&["the layer sha256:", "HOST: the body ended after 1000 of "], Unavailable, |r, i| {
             on(r, &i.blob(1), Reply::new(200, &i.layers[1][..1000]))
         }),
         case(&["HOST: the manifest is not valid: ", "compressed"], BadImage, |r, i| {

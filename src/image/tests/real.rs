@@ -304,6 +304,60 @@ async fn hosts_toml_brings_authorities_and_client_certificates() -> anyhow::Resu
     Ok(())
 }
 
+/// A proxy that opens tunnels, and remembers to where.
+async fn tunnels() -> anyhow::Result<(String, Arc<Mutex<Vec<String>>>)> {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let (host, opened) = (listener.local_addr()?.to_string(), Arc::<Mutex<Vec<String>>>::default());
+    let heads = opened.clone();
+    crate::task::spawn("test-proxy", async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let heads = heads.clone();
+            crate::task::spawn("test-tunnel", async move {
+                let mut stream = BufReader::new(stream);
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    stream.read_line(&mut head).await?;
+                }
+                let to = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                heads.lock().unwrap_or_else(PoisonError::into_inner).push(head);
+                let mut there = tokio::net::TcpStream::connect(to).await?;
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut there).await
+            });
+        }
+    });
+    Ok((host, opened))
+}
+
+/// TLS is spoken with the registry, by the tunnel: the proxy sees where it leads, and no login of the registry.
+#[tokio::test]
+#[ignore = "needs docker-registry"]
+async fn a_registry_is_reached_by_a_tunnel() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path()).await?;
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (cert, key, ca) = (path("server.crt"), path("server.key"), path("ca.crt"));
+    let plain = Real::start(dir, "", "").await?;
+    let image = TestImage::new("tunnel");
+    plain.push(&image).await?;
+    let Real { dir, .. } = plain;
+    let registry = Real::start(dir, &format!("  tls:\n    certificate: {cert}\n    key: {key}\n"), "").await?;
+    let (proxy, opened) = tunnels().await?;
+    let room = Room::new("").await?;
+    let toml = format!("ca = '{ca}'\nproxy = 'http://user:word@{proxy}'");
+    let got = pull_under(&room, &registry.host, &toml).await.map_err(anyhow::Error::msg)?;
+    assert_eq!(got, image.id());
+    let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(
+        !opened.is_empty() && opened.iter().all(|head| head.starts_with(&format!("CONNECT {} ", registry.host))),
+        "{opened:?}"
+    );
+    assert!(opened.iter().all(|head| head.to_ascii_lowercase().contains("proxy-authorization: basic ")), "{opened:?}");
+    drop(registry.dir);
+    Ok(())
+}
+
 #[tokio::test]
 #[ignore = "needs docker-registry"]
 async fn cve_2019_10214_a_plain_http_token_service_of_a_tls_registry_gets_nothing() -> anyhow::Result<()> {
