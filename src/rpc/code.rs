@@ -39,6 +39,13 @@ pub(super) fn status<E: Coded + 'static>(error: &E) -> Status {
     Status::new(code, bounded(message))
 }
 
+/// The status of a pull that failed. The log has it whatever it is: "not found" is an answer to a question, but not to a pull.
+pub(super) fn pull_status(error: &ImageError) -> Status {
+    let (code, message) = (error.code(), chain(error));
+    tracing::warn!(?code, error = %message, "failed");
+    Status::new(code, bounded(message))
+}
+
 /// An argument that is wrong by itself.
 pub(super) fn invalid(message: String) -> Status {
     Status::new(Code::InvalidArgument, bounded(message))

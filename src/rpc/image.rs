@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::image::PullRequest;
 
-use super::code::{invalid, status};
+use super::code::{invalid, pull_status, status};
 use super::{Services, list, stream};
 
 fn reference(image: Option<ImageSpec>) -> Result<String, Status> {
@@ -59,7 +59,7 @@ impl ImageService for Services {
         let request = request.into_inner();
         let namespace = request.sandbox_config.and_then(|config| config.metadata).map(|metadata| metadata.namespace);
         let pull = PullRequest { reference: reference(request.image)?, auth: request.auth, namespace };
-        let image = self.images.pull(pull).await.map_err(|error| status(&error))?;
+        let image = self.images.pull(pull).await.map_err(|error| pull_status(&error))?;
         Ok(Response::new(PullImageResponse { image_ref: image.id.to_string() }))
     }
 

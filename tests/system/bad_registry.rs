@@ -177,6 +177,9 @@ async fn status_codes() -> Result<()> {
         hostile.serve(&name, &image);
         hostile.set(blob(&name, &image.layer_digest), answer);
         fails(&node, &client, &before, &name, &[told]).await?;
+        let log = node.log();
+        let logged = |line: &str| line.contains("WARN") && line.contains(&*name) && line.contains(told);
+        ensure!(log.lines().any(logged), "the log has no warning of {name}");
     }
     Ok(())
 }
