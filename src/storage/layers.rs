@@ -279,18 +279,29 @@ impl Inner {
         self.layers.sync().map_err(unsynced)
     }
 
-    /// Gives a staged layer its name.
+    /// Gives a staged layer its name. What has it already stays if it is known. If not, a commit that failed left it, a start could
+    /// not remove it, or another commit has just put it there and is about to tell of it: then the two change places, in one
+    /// step, and under the lock by which layers are told of, so that nobody who was told of it misses it for a moment.
     fn publish(&self, layer: &StagedLayer) -> io::Result<()> {
         let _held = self.renaming.lock().unwrap_or_else(PoisonError::into_inner);
         let (from, to) = (&layer.directory.name, layer.chain.hex());
-        loop {
-            match rustix::fs::renameat_with(&self.staging, from, &self.layers, to, RenameFlags::NOREPLACE) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EXIST) if self.state().layers.contains_key(&layer.chain) => return Ok(()),
-                // A commit that failed left it, of unknown durability, or a start could not remove it.
-                Err(Errno::EXIST) => self.unname(&layer.chain)?,
-                Err(error) => return Err(error.into()),
+        let rename = |flags| rustix::fs::renameat_with(&self.staging, from, &self.layers, to, flags);
+        match rename(RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => {}
+            done => return Ok(done?),
+        }
+        let state = self.state();
+        if state.layers.contains_key(&layer.chain) {
+            return Ok(());
+        }
+        match rename(RenameFlags::EXCHANGE) {
+            // A file system that cannot do it.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                self.unname(&layer.chain)?;
+                Ok(rename(RenameFlags::NOREPLACE)?)
             }
+            // The other one has the name of this in staging, and goes when this is dropped.
+            done => Ok(done?),
         }
     }
 

@@ -205,6 +205,53 @@ fn ids_and_permissions_of_the_store_are_its_own() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Pulls and imports that bring the same layer at once: whoever comes second takes nothing away that somebody was told of.
+#[test]
+fn a_layer_that_several_commits_bring_is_there_for_each_of_them() -> anyhow::Result<()> {
+    let many = |mut layer: Layer| {
+        for number in 0..300 {
+            layer = layer.file(&format!("many/{number}"), "x");
+        }
+        layer.done()
+    };
+    let (base, limits) = (many(Layer::new()), Limits::default());
+    for round in 0..15 {
+        let fixture = Fixture::new()?;
+        let below = Digest::of(&base);
+        let start = std::sync::Barrier::new(4);
+        let work = |worker: u32| -> anyhow::Result<()> {
+            let stage = |chain: &Digest, layer: &[u8]| {
+                fixture.storage.stage_layer(chain, &Digest::of(layer), Compression::None, layer, &limits)
+            };
+            let staged = stage(&below, &base)?;
+            start.wait();
+            fixture.storage.commit_layers(vec![staged])?;
+            for turn in 0..4 {
+                // Its folder is one of the base's, which is therefore looked into.
+                let upper = Layer::new().file(&format!("many/{worker}-{turn}"), "y").done();
+                let chain = Digest::chain(Some(&below), &Digest::of(&upper));
+                fixture.storage.commit_layers(vec![stage(&chain, &upper)?])?;
+                anyhow::ensure!(std::fs::read(fixture.diff(&below).join("many/299"))? == b"x");
+            }
+            Ok(())
+        };
+        let failed = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..4)
+                .map(|worker| {
+                    scope.spawn({
+                        let work = &work;
+                        move || work(worker)
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|worker| worker.join().expect("it ends")).find_map(Result::err)
+        });
+        assert!(failed.is_none(), "round {round}: {:#}", failed.expect("just seen"));
+        assert!(fixture.staging_is_empty(), "round {round}");
+    }
+    Ok(())
+}
+
 /// What is in the way of the second layer's name fails the commit, and the first one's name goes with it.
 #[test]
 #[ignore = "needs root"]
