@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cri_proto::runtime::v1::AuthConfig;
 use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -239,6 +239,8 @@ impl Authorizer {
                     }
                 }
             };
+            // As for what a registry serves: nothing here unpacks an answer.
+            let request = request.header(ACCEPT_ENCODING, "identity");
             let (failure, asked) = match tokio::time::timeout(session.patience.progress, request.send()).await {
                 Ok(Ok(response)) if response.status().is_success() => {
                     let body = session.body(response, "the token", MAX_TOKEN).await?;

@@ -103,6 +103,8 @@ async fn a_token_is_asked_for_once_with_the_pull_scope_only() -> anyhow::Result<
     room.pull_as(&registry.name("app:v1"), Some(login(""))).await?;
     let asked: Vec<String> = registry.seen().into_iter().map(|r| r.path).filter(|p| p.starts_with("/token")).collect();
     assert_eq!(asked, ["/token?q=1&scope=repository%3Aapp%3Apull&service=test+service"]);
+    // Packed answers are wanted of nobody.
+    assert_eq!(registry.headers("accept-encoding"), vec!["identity"; registry.seen().len()]);
     Ok(())
 }
 
