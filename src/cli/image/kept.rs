@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use cri_proto::cricket::v1::node_client::NodeClient;
 use cri_proto::cricket::v1::{self as proto, HoldImagesRequest, HoldImagesResponse};
-use cri_proto::runtime::v1::image_service_client::ImageServiceClient;
-use cri_proto::runtime::v1::{ImageSpec, ImageStatusRequest};
 use serde_json::json;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -52,8 +50,8 @@ pub(in crate::cli) struct Verify {
     json: bool,
 }
 
-/// How often documents are found missing or damaged before that is believed: an image may be removed and pulled meanwhile.
-const MAX_TRIES: u32 = 3;
+/// How often an image whose documents are missing or damaged is looked at again: it may be removed and pulled meanwhile.
+const MAX_TRIES: usize = 3;
 
 /// Images that the daemon holds until this is dropped.
 struct Held {
@@ -140,36 +138,29 @@ async fn verified(
     kept: &KeptImage,
     seen: &mut HashMap<Digest, Option<Report>>,
 ) -> Result<Option<(State, Vec<Problem>, u64)>, CommandError> {
-    let mut tries = MAX_TRIES;
+    let mut image = kept.clone();
+    let mut again = Vec::new();
     loop {
-        let (root, image, mut known) = (root.to_owned(), kept.clone(), std::mem::take(seen));
+        let (root, looked_at, mut known) = (root.to_owned(), image.clone(), std::mem::take(seen));
         let work = move || {
-            let found = image::verify(&root, &image, &mut known);
+            let found = image::verify(&root, &looked_at, &mut known);
             (found, known)
         };
         let (found, known) = crate::task::blocking(work).await;
         *seen = known;
         let found = found?;
-        // Documents go with their image at once, whoever holds the layers; and come back with it.
+        // Documents go with their image at once, whoever holds the layers. It may be back by now, with others.
         let of_documents = found.1.iter().any(|problem| problem.layer.is_none());
-        if !of_documents {
+        if !of_documents || again.len() == MAX_TRIES {
             return Ok(Some(found));
         }
-        if !is_there(channel, &kept.id).await? {
-            return Ok(None);
+        match hold(channel, vec![kept.id.to_string()]).await {
+            Err(CommandError::Answer(status)) if status.code() == tonic::Code::NotFound => return Ok(None),
+            held => again.push(held?),
         }
-        tries -= 1;
-        if tries == 0 {
-            return Ok(Some(found));
-        }
+        let Some(now) = again.last().and_then(|held| held.images.first()) else { return Ok(None) };
+        image = now.clone();
     }
-}
-
-async fn is_there(channel: &Channel, id: &Digest) -> Result<bool, CommandError> {
-    let image = Some(ImageSpec { image: id.to_string(), ..ImageSpec::default() });
-    let request = ImageStatusRequest { image, verbose: false };
-    let answer = ImageServiceClient::new(channel.clone()).image_status(request).await.map_err(CommandError::Answer)?;
-    Ok(answer.into_inner().image.is_some())
 }
 
 fn word(state: State) -> &'static str {
