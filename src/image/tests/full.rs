@@ -23,6 +23,8 @@ struct Small {
     registry: Registry,
     images: Images,
     saved: PathBuf,
+    /// Blocks and inodes that are free while there is no image.
+    rest: (u64, u64),
 }
 
 /// Some hundred files in two layers, two thirds of them small.
@@ -63,7 +65,12 @@ impl Small {
         let storage = Storage::open(options)?;
         let options = ImagesOptions { root: disk.join("images"), config };
         let images = Images::open(options, Arc::new(storage)).await?;
-        Ok(Self { dir, registry, images, saved })
+        let mut small = Self { dir, registry, images, saved, rest: (0, 0) };
+        // The database has its size from here on.
+        small.bring(true).await?;
+        small.remove().await?;
+        small.rest = small.free();
+        Ok(small)
     }
 
     fn disk(&self) -> PathBuf {
@@ -80,18 +87,17 @@ impl Small {
         (found.f_bfree, found.f_ffree)
     }
 
-    /// Leaves so many blocks, and so many inodes.
-    fn leave(&self, blocks: u64, inodes: u64) -> anyhow::Result<()> {
+    /// Leaves so many blocks, and so many inodes. By what is free at rest: an attempt that failed may still make a folder in
+    /// staging for a layer that nobody waits for, and removes it again.
+    async fn leave(&self, blocks: u64, inodes: u64) -> anyhow::Result<()> {
         std::fs::create_dir(self.filler())?;
-        for number in 0..self.free().1.saturating_sub(inodes + 1) {
+        let file = std::fs::File::create(self.filler().join("blocks"))?;
+        for number in 2..self.rest.1 - inodes {
             std::fs::write(self.filler().join(number.to_string()), "")?;
         }
-        let file = std::fs::File::create(self.filler().join("blocks"))?;
-        let taken = self.free().0.saturating_sub(blocks) * 4096;
-        if taken > 0 {
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken)?;
-        }
-        ensure!(self.free() == (blocks, inodes), "{:?} are free", self.free());
+        let taken = (self.rest.0 - blocks) * 4096;
+        let take = || taken == 0 || rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken).is_ok();
+        until(|| take() && self.free() == (blocks, inodes)).await;
         Ok(())
     }
 
@@ -127,7 +133,7 @@ impl Small {
 
     /// Tries with so much room; says whether it was enough.
     async fn with(&self, by_pull: bool, blocks: u64, inodes: u64) -> anyhow::Result<bool> {
-        self.leave(blocks, inodes)?;
+        self.leave(blocks, inodes).await?;
         let brought = self.bring(by_pull).await;
         let fits = brought.is_ok();
         match brought {
@@ -154,10 +160,7 @@ impl Small {
 async fn at_any_moment() -> anyhow::Result<()> {
     for by_pull in [true, false] {
         let small = Small::new().await?;
-        // The database has its size from here on.
-        small.bring(by_pull).await?;
-        small.remove().await?;
-        let (all, inodes) = small.free();
+        let (all, inodes) = small.rest;
         let enough = (0..all / STEP).map(|step| step * STEP);
         let mut refused = 0;
         for blocks in enough {
